@@ -18,8 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import attacks
+import commands
 import engines
 import exposition
+import failures
 import ingest
 import live_spans
 import logs
@@ -43,6 +45,7 @@ from rich.console import Console
 
 BENCHMARKS = {
     "startup": startup.main,
+    "commands": commands.main,
     "recorder": recorder.main,
     "resources": resources.main,
     "stacks": stacks.main,
@@ -53,6 +56,7 @@ BENCHMARKS = {
     "scrape": scrape.main,
     "writer": writer.main,
     "writers": writers.main,
+    "failures": failures.main,
     "metrics": metrics.main,
     "ingest": ingest.main,
     "page": page.main,

@@ -30,7 +30,7 @@ DATABASE_ALONE = {
     # They run here, and record there.
     "demo", "replay", "run", "seed", "serve",
 }  # fmt: skip
-SERVICE_ALONE = {"cancel", "watch", "dashboards push"}  # The last one asks a Grafana.
+SERVICE_ALONE = {"cancel", "watch", "dashboards push", "notices test"}
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:

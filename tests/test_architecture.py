@@ -41,6 +41,7 @@ FLOORS: Final[Mapping[str, int]] = {
     "tachograph_exporter.ingest": 12, "tachograph_exporter.admission": 12,
     "tachograph_exporter.views": 13, "tachograph_exporter.stream": 13,
     "tachograph_exporter.traces": 14, "tachograph_exporter.expectations": 14,
+    "tachograph_exporter.queues": 14,
     "tachograph_exporter.reading": 15, "tachograph_exporter.report_file": 15, "tachograph_exporter.mcp": 16,
     "tachograph_exporter.api": 17,
     "tachograph_exporter.service": 18,

@@ -24,7 +24,7 @@ from aiohttp import web
 from rich.console import Console
 
 from tachograph.metrics.self_metrics import SELF_METRICS
-from tachograph.metrics.specs import EXPECTATION_METRICS, METRICS, MetricSpec
+from tachograph.metrics.specs import EXPECTATION_METRICS, METRICS, QUEUE_METRICS, MetricSpec
 from tachograph.spans.semconv import ATTRIBUTES
 from tachograph.workflow.handlers import registry
 from tachograph_exporter import handler_sources
@@ -38,6 +38,7 @@ from tachograph_exporter.ingest.lineage.vocabulary import LINEAGE_RULES
 from tachograph_exporter.ingest.rules import Kind, Role
 from tachograph_exporter.service import ROUTES, Service
 from tachograph_exporter.store import executions as execution_rows
+from tachograph_exporter.views.schemas.queues import EXAMPLE as QUEUES
 from tachograph_exporter.views.schemas.silences import EXAMPLE as SILENCE
 from tachograph_exporter.views.timeline import build_timeline
 
@@ -165,7 +166,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "serve-options": serve_option_table,
     "handlers": handler_docs,
     "python-api": python_api,
-    "metrics": lambda: metric_table((*METRICS, *EXPECTATION_METRICS)),
+    "metrics": lambda: metric_table((*METRICS, *EXPECTATION_METRICS, *QUEUE_METRICS)),
     "own-metrics": lambda: metric_table(SELF_METRICS),
     "attributes": attribute_table,
     "routes": route_table,
@@ -269,6 +270,10 @@ async def responses(call: Any, execution: str) -> dict[str, Any]:
     failure_id = (await call("GET", "/api/failures"))["items"][0]["id"]
     for route in ROUTES:
         if route.method != "GET" or route.response is None or route.path in ("/api/openapi.json", "/api/stream"):
+            continue
+        if route.path == "/api/queues":
+            # Without a broker it has nothing to show.
+            examples[f"{route.method} {route.path}"] = QUEUES
             continue
         path = route.path.replace("{workflow_id}", "with_retries").replace("{execution_id}", execution)
         path = (

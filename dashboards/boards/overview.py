@@ -35,6 +35,8 @@ from tachograph.metrics.specs import (
     LATE,
     OLDEST_RUNNING,
     OVERDUE,
+    QUEUE_LENGTH,
+    QUEUE_OLDEST,
     STEP_COST,
     STEP_OVERDUE,
     MetricSpec,
@@ -309,6 +311,27 @@ def _over_time(layout: Layout) -> None:
                 [(f"time() - min by (workflow) ({OLDEST_RUNNING.name}{SELECTED})", "{{workflow}}")],
                 "s",
                 link=TO_PAGE,
+            ),
+        ),
+    )
+    layout.row(
+        8,
+        (
+            12,
+            panels.lines(
+                "Messages waiting",
+                "Messages in the queues of engines that nobody has taken (tachograph serve --queue).",
+                [(f"max by (engine, queue) ({QUEUE_LENGTH.name})", "{{queue}} ({{engine}})")],
+                "short",
+            ),
+        ),
+        (
+            12,
+            panels.lines(
+                "Oldest message",
+                "How long the oldest message of a queue has waited, where its broker says that.",
+                [(f"time() - min by (engine, queue) ({QUEUE_OLDEST.name})", "{{queue}} ({{engine}})")],
+                "s",
             ),
         ),
     )

@@ -65,6 +65,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     Agents. ``mcp``: they are answered at ``/mcp``, by the Model Context Protocol.
 
+    Queues. ``queues`` are the brokers whose queues are watched, such as ``rq+redis://localhost/0``. They may have
+    passwords.
+
     Page. ``trace_url`` is the URL of a trace in a viewer, with ``{trace_id}`` in it; ``logs_url_template`` that of a
     step's lines in a store of logs, with ``{trace_id}``, ``{span_id}`` or ``{execution_id}`` in it.
     """
@@ -104,6 +107,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     logs_url_template: str | None = None
     otlp_grpc: tuple[str, int] | None = None
     mcp: bool = False
+    queues: tuple[str, ...] = ()
 
     @property
     def needs_token(self) -> bool:

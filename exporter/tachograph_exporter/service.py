@@ -25,7 +25,7 @@ from tachograph.events import Event
 from tachograph.identity import workspace_id
 from tachograph.metrics.self_metrics import SELF_METRICS, SelfMetrics, SelfMetricsCollector
 from tachograph.metrics.series_registry import SeriesRegistry
-from tachograph.metrics.specs import EXPECTATION_METRICS, METRICS
+from tachograph.metrics.specs import EXPECTATION_METRICS, METRICS, QUEUE_METRICS
 from tachograph.quiet_log import QuietLog
 from tachograph.recording.provider import find_provider
 from tachograph.recording.recorder import LEASE_SECONDS
@@ -61,6 +61,7 @@ from tachograph_exporter.api import (
     overview,
     page,
     pings,
+    queues,
     reconciliation,
     report,
     scrape,
@@ -99,6 +100,8 @@ from tachograph_exporter.ingest.rule_file import read_rules
 from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.span_store import SpanStore
 from tachograph_exporter.metrics.workflow_metrics import WorkflowMetrics
+from tachograph_exporter.queues.metrics import QueueMetrics
+from tachograph_exporter.queues.watch import QueueWatch
 from tachograph_exporter.store import (
     archiving,
     failures,
@@ -158,6 +161,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *stacks.ROUTES,
     *report.ROUTES,
     *reconciliation.ROUTES,
+    *queues.ROUTES,
     *metrics.ROUTES,
     *scrape.ROUTES,
     *overview.ROUTES,
@@ -186,7 +190,9 @@ class DefaultRegistryCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The default registry's families, without those named like ours: a family must not appear twice."""
-        ours = {spec.name.removesuffix("_total") for spec in (*METRICS, *EXPECTATION_METRICS, *SELF_METRICS)}
+        ours = {
+            spec.name.removesuffix("_total") for spec in (*METRICS, *EXPECTATION_METRICS, *QUEUE_METRICS, *SELF_METRICS)
+        }
         return (metric for metric in REGISTRY.collect() if metric.name not in ours)
 
     def describe(self) -> list[Metric]:
@@ -258,10 +264,11 @@ class Service:
         self.registry.register(DefaultRegistryCollector())
         self.expectations = read_file(config.expectations) if config.expectations is not None else NOTHING
         targets = all_targets(self.expectations, config.notify)
+        self.receivers = expectations.Receivers(targets, self.expectations.link or config.address)
         self.courier = Courier(
             self.database,
             targets,
-            self.expectations.link or config.address,
+            self.receivers.link,
             lambda: self.workflow_metrics.is_leader,
             self.self_metrics.notice_settled,
         )
@@ -273,6 +280,8 @@ class Service:
             self.courier.wake,
         )
         self.registry.register(ExpectationMetrics(self.watch, config.series_limit))
+        self.queues = QueueWatch(config.queues, lambda: self.workflow_metrics.is_leader)
+        self.registry.register(QueueMetrics(self.queues, config.series_limit))
         self.executor = Executor(
             self.recorder,
             handlers=restricted(handlers, AddressPolicy(config.http_allow)),
@@ -314,6 +323,8 @@ class Service:
         app[ADMISSION] = self.admission
         app[WORKSPACE_CACHE] = {}
         app[WORKERS] = self.workers
+        app[expectations.RECEIVERS] = self.receivers
+        app[queues.QUEUES] = self.queues
         app[report.LINK] = self.expectations.link or ""
         app[ROOM] = Room()
         app[lineage.LINEAGE] = self.lineage
@@ -378,6 +389,7 @@ class Service:
             _every(REASSEMBLY_SECONDS, lambda: self.reassemble_due_traces(), "assembling executions from traces"),
             asyncio.create_task(self._apply_retention(), name="tachograph retention"),
             asyncio.create_task(self.watch.run(), name="tachograph expectations"),
+            asyncio.create_task(self.queues.run(), name="tachograph queues"),
             asyncio.create_task(self._group_failures(), name="tachograph failures"),
         ]
         self.courier.start()

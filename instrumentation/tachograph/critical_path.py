@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Protocol, TypeVar
 
@@ -53,16 +53,19 @@ def critical_path(steps: Sequence[S], *, now_ns: int | None = None) -> list[S]:
     its own dependencies. Ties are broken by the later start, then by the greater id, so the order of ``steps`` does
     not matter.
     """
-    timed: dict[str, tuple[int, S]] = {}
+    timed: dict[str, tuple[int, int, str, S]] = {}
     steps_by_id = {step.step_id: step for step in steps}
-    for step in steps:
-        end = step.finished_ns if step.finished_ns is not None else now_ns
-        if step.started_ns is not None and end is not None and step.parent_step_id is None:
-            timed[step.step_id] = (end, step)
+    for step_id, step in steps_by_id.items():
+        end, started = step.finished_ns, step.started_ns
+        if end is None:
+            end = now_ns
+        if started is not None and end is not None and step.parent_step_id is None:
+            timed[step_id] = (end, started, step_id, step)
     if not timed:
         return []
     path: list[S] = []
-    pending: list[S] = [max(timed.values(), key=_lateness)[1]]
+    # Ids differ, so that no two steps are compared.
+    pending: list[S] = [max(timed.values())[3]]
     seen: set[str] = set()
     has_folds = False
     while pending:
@@ -73,13 +76,21 @@ def critical_path(steps: Sequence[S], *, now_ns: int | None = None) -> list[S]:
         seen.add(current.step_id)
         if (folded := _folded(current)) is not None:
             has_folds = True
-            pending += [timed[step_id][1] for step_id in folded.after if step_id in timed]
+            pending += [timed[step_id][3] for step_id in folded.after if step_id in timed]
         limit = current.started_ns or 0
-        ran = _dependencies_that_ran(current, timed, steps_by_id)
-        earlier = [timed[step_id] for step_id in ran if step_id not in seen]
-        held = [pair for pair in earlier if pair[0] <= limit] or [p for p in earlier if (p[1].started_ns or 0) < limit]
-        if held:
-            pending.append(max(held, key=_lateness)[1])
+        ended: tuple[int, int, str, S] | None = None
+        begun: tuple[int, int, str, S] | None = None
+        for step_id in _dependencies_that_ran(current, timed, steps_by_id):
+            if step_id in seen:
+                continue
+            earlier = timed[step_id]
+            if earlier[0] <= limit:
+                if ended is None or earlier > ended:
+                    ended = earlier
+            elif earlier[1] < limit and (begun is None or earlier > begun):
+                begun = earlier
+        if (held := ended or begun) is not None:
+            pending.append(held[3])
     path.reverse()
     if has_folds:
         path.sort(key=lambda step: (step.started_ns or 0, step.step_id))
@@ -134,10 +145,6 @@ def _lengths(path: Sequence[TimedStep], now_ns: int) -> list[int]:
     return lengths
 
 
-def _lateness(pair: tuple[int, TimedStep]) -> tuple[int, int, str]:
-    return (pair[0], pair[1].started_ns or 0, pair[1].step_id)
-
-
 class NamedStep(TimedStep, Protocol):
     """A timed step with a name."""
 
@@ -184,25 +191,28 @@ def slack(steps: Sequence[TimedStep], *, end_ns: int | None = None) -> dict[str,
     """
     steps_by_id = {step.step_id: step for step in steps}
     times = {
-        step.step_id: (step.started_ns, step.finished_ns)
-        for step in steps
-        if step.started_ns is not None and step.finished_ns is not None
+        step_id: (started, finished)
+        for step_id, step in steps_by_id.items()
+        if (started := step.started_ns) is not None and (finished := step.finished_ns) is not None
     }
     if not times:
         return {}
-    end = end_ns if end_ns is not None else max(finished for _, finished in times.values())
+    end = end_ns if end_ns is not None else max([finished for _, finished in times.values()])
     slacks: dict[str, int] = {}
     waited_for = {step_id: _dependencies_that_ran(steps_by_id[step_id], times, steps_by_id) for step_id in times}
-    barriers = _Barriers()
+    barriers: _Barriers | None = None
     for step_id in _later_first(times, waited_for):
         started, finished = times[step_id]
+        step = steps_by_id[step_id]
         step_slack = slacks.get(step_id)
         if step_slack is None:
             step_slack = max(0, end - finished)
-        if steps_by_id[step_id].parent_step_id is None:
+        if barriers is not None and step.parent_step_id is None:
             step_slack = min(step_slack, barriers.latest_end(finished) - finished)
         slacks[step_id] = step_slack
         waited = waited_for[step_id]
+        if not waited:
+            continue
         # The step was ready when the last dependency that held it back had ended.
         ready = -1
         for dependency in waited:
@@ -212,12 +222,15 @@ def slack(steps: Sequence[TimedStep], *, end_ns: int | None = None) -> dict[str,
         if ready < 0:
             # None had ended (see `critical_path`): the last of those that had started held it back.
             ready = max((times[other][1] for other in waited if times[other][0] < started), default=-1)
+        latest = step_slack + ready
         for dependency in waited:
-            behind = ready - times[dependency][1]
-            if behind >= 0 and slacks.get(dependency, end) > step_slack + behind:
-                slacks[dependency] = step_slack + behind
+            ended = times[dependency][1]
+            if ended <= ready and slacks.get(dependency, end) > latest - ended:
+                slacks[dependency] = latest - ended
         # Not in the protocol: only dependencies that were inferred are ever left out.
-        if ready >= 0 and getattr(steps_by_id[step_id], "dependency_count", 0) > len(steps_by_id[step_id].depends_on):
+        if ready >= 0 and getattr(step, "dependency_count", 0) > len(step.depends_on):
+            if barriers is None:
+                barriers = _Barriers()
             barriers.add(min(times[dependency][1] for dependency in waited), step_slack + ready)
     return slacks
 
@@ -248,13 +261,22 @@ class _Barriers:
         return self._latest[position] if position < len(self._moments) else sys.maxsize
 
 
-def _later_first(times: Mapping[str, tuple[int, int]], waited_for: Mapping[str, Sequence[str]]) -> Iterator[str]:
+def _later_first(times: Mapping[str, tuple[int, int]], waited_for: Mapping[str, Sequence[str]]) -> Iterable[str]:
     """Steps in an order in which each comes after those that waited for it.
 
     A step that waited for another one started after that one ended, so later starts come first. Only steps of zero
     length at the same nanosecond need a closer look.
     """
     ordered = sorted(times, key=times.__getitem__, reverse=True)
+    if all(started != finished for started, finished in times.values()):
+        return ordered
+    return _causes_last(ordered, times, waited_for)
+
+
+def _causes_last(
+    ordered: Sequence[str], times: Mapping[str, tuple[int, int]], waited_for: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
+    """Steps that are ordered by time; of those of no length at one nanosecond, each after those that waited for it."""
     for (started, finished), simultaneous in groupby(ordered, key=times.__getitem__):
         group = list(simultaneous)
         if len(group) == 1 or started != finished:

@@ -170,7 +170,7 @@ class WorkflowExpected(_ExecutionEvent, frozen=True, kw_only=True, gc=False, tag
     expects: Expectation | None = None
 
 
-class _StepEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", gc=False):
+class _StepEvent(msgspec.Struct, frozen=True, tag_field="event", gc=False):
     step: StepRef
     time_ns: int
 
@@ -189,7 +189,7 @@ class StepReady(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_ready
     is_planned: bool = False
 
 
-class StepStarted(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_started"):
+class StepStarted(_StepEvent, frozen=True, gc=False, tag="step_started"):
     """An attempt started.
 
     The waits are those before *this* attempt: for dependencies, for a slot, for the backoff. ``unaccounted_ns`` is the
@@ -223,7 +223,7 @@ class StepRetrying(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_re
     resources: Resources | None = None
 
 
-class StepFinished(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_finished"):
+class StepFinished(_StepEvent, frozen=True, gc=False, tag="step_finished"):
     """A step ended at ``time_ns`` with its last attempt.
 
     ``started_ns`` is the start of the *first* attempt, ``attempt_started_ns`` that of the last. ``dependency_ns``,

@@ -4,6 +4,9 @@ What a tiny step may cost pays for no measuring: one of less than `SHORT_NS` say
 than `LONG_NS` only the processor time of its thread is measured, and pauses by the garbage collector. The others have
 the rest too, as differences of the kernel's own counters between their start and their end.
 
+A step of which nothing will be said need not be measured either. So it is remembered of which name in which workflow
+most steps are tiny: what starts with that is taken for tiny, and only looked at when it ends (see `Unmeasured`).
+
 Counters of a process say nothing of one of two steps that run in it at the same time. So a meter finds out whether it
 was *alone*: whether no other meter ran at any moment of its own, but for those of the steps around it and inside it.
 """
@@ -40,10 +43,26 @@ _CLOCK_FRESH_NS: Final = 100_000
 """How old a thread's processor time may be that a step starts from; the thread is taken to have worked since."""
 _FRESH_NS: Final = 2_000_000
 """How old the counters may be that a step starts from, all but processor time and its children's."""
+_TAKEN_FOR_TINY: Final = 16
+"""The score of a kind from which on its steps are taken for tiny. Each tiny one that is measured counts 1."""
+_MAX_SCORE: Final = 96
+_NOT_TINY: Final = 32
+_LONG: Final = 400
+"""What a longer step takes from the score of its kind, which may have been held up; and one that worked `LONG_NS`."""
+_MAX_KINDS: Final = 10_000
+_TINY_CLOCK_FRESH_NS: Final = 1_000_000
+_TINY_FRESH_NS: Final = 20_000_000
+"""How old a thread's processor time, and its counters, become while there are tiny steps."""
+_TINY_OLD_NS: Final = 500_000_000
+"""How old the counters of a thread become that works little meanwhile."""
+_MAX_DOUBT: Final = 20
+"""One part in so many of its time is what a step may have wrong that was taken for tiny."""
 _SIZE_FRESH_NS: Final = 5_000_000
 """How old the resident set may be that a step starts from."""
 _SIZE_SHARE: Final = 400
 """To read the resident set is dear, most of all on a busy machine: it may take one part in so many of the time."""
+_SIZE_CPU_NS: Final = 500_000
+"""Processor time of the process in which its resident set does not change by more than some megabytes."""
 _SIZE_MAX_PAUSE_NS: Final = 50_000_000
 _NS: Final = 1_000_000_000
 
@@ -84,25 +103,30 @@ class _Sample(NamedTuple):
 class _Thread:
     """A thread, and the last sample taken in it. Unlike its number, which the next thread may get, it is its own.
 
-    ``thread_ns`` is its processor time at ``read_ns``.
+    ``thread_ns`` is its processor time at ``read_ns``, and ``collected`` the collections of garbage until then, where
+    tiny steps have read it; ``sampled_ns`` is its processor time when they last took a sample.
     """
 
-    __slots__ = ("is_main", "read_ns", "sample", "thread_ns")
+    __slots__ = ("collected", "is_main", "read_ns", "sample", "sampled_ns", "thread_ns")
 
     def __init__(self) -> None:
         self.is_main = _get_ident() == _main_ident
         self.sample: _Sample | None = None
+        self.collected: tuple[int, int, int] | None = None
         self.read_ns = -_CLOCK_FRESH_NS
-        self.thread_ns = 0
+        self.thread_ns = self.sampled_ns = 0
 
 
 class _Local(threading.local):
     thread: _Thread | None = None
 
 
+Kind = tuple[str, str]
+"""What steps have in common that take about as long: the id of their workflow, and their name."""
 _local = _Local()
-_size: tuple[int | None, int, int] = (None, -_SIZE_FRESH_NS, 0)
-"""The resident set, when it was read, and when it may be read again."""
+_NO_SIZE: Final[tuple[int | None, int, int, int]] = (None, -_SIZE_FRESH_NS, 0, 0)
+_size = _NO_SIZE
+"""The resident set, when it was read, when it may be read again, and the processor time of the process then."""
 _active: set[Meter] = set()
 _ticks = itertools.count()
 """Counts starts and ends of meters: if it moved on by more than what ran inside, something else ran too."""
@@ -114,6 +138,17 @@ _own: dict[int, tuple[int, int, int]] = {}
 _collected: tuple[int, int, int] = (0, 0, 0)
 """Collections of garbage, nanoseconds they took, and nanoseconds of full ones."""
 _collecting_since = 0
+_scores: dict[Kind, int] = {}
+"""How tiny the latest steps of a kind were."""
+_tiny: dict[Kind, Unmeasured] = {}
+"""Kinds of steps that are taken for tiny."""
+_tiny_since_ns = _tiny_until_ns = 0
+"""When, by the clock of its execution, a tiny step last read the clock of its thread, and until when that will do."""
+_tiny_thread: _Thread | None = None
+_tiny_elsewhere_ns = 0
+"""The thread of the tiny step that did so, and when that was another one than the time before."""
+_left_ns = 0
+"""When the last meter stopped."""
 around: ContextVar[Meter | None] = ContextVar("tachograph_meter", default=None)
 """That of the task of an engine that the calling code is part of: what starts inside it is not beside it."""
 _is_installed = False
@@ -157,6 +192,7 @@ class Meter(msgspec.Struct, eq=False, gc=False):
     _began_ns: int
     _sample: _Sample
     _children: Any
+    _kind: Kind | None
     _tick: int = 0
     _thread_ns: int = 0
     _inner: int = 0
@@ -224,8 +260,9 @@ class Meter(msgspec.Struct, eq=False, gc=False):
         else:
             self._cpu_ns += max(0, used)
 
-    def stop(self) -> Resources | None:
+    def stop(self, _step_began_ns: int = 0, _step_ended_ns: int = 0) -> Resources | None:
         """What the attempt used; None: nothing is known, or it was stopped before."""
+        global _left_ns
         now = _now_ns()
         is_short = now - self._began_ns < SHORT_NS and not self._is_in_pieces
         thread_ns = 0 if is_short else _thread_time_ns()
@@ -238,7 +275,12 @@ class Meter(msgspec.Struct, eq=False, gc=False):
             else:
                 self._leave()
             if is_short:
+                if self._kind is not None:
+                    _note_tiny(self._kind)
                 return self._given
+            _left_ns = now
+            if self._kind in _scores:
+                _note_other(self._kind, thread_ns - self._thread_ns)
             used, cpu_ns = thread_ns - self._thread_ns, self._cpu_ns
             thread = self._thread
             if used < -_CLOCK_FRESH_NS or cpu_ns is None or _local.thread is not thread or not _HAS_THREAD_TIME:
@@ -325,22 +367,134 @@ class Meter(msgspec.Struct, eq=False, gc=False):
         return max(sizes, default=None)
 
 
+class Unmeasured(msgspec.Struct, eq=False, gc=False):
+    """In place of a `Meter`: of a step that is taken for tiny, because many of its kind were.
+
+    It is not among the active ones, and no counter is read for it. If it takes longer after all, it says what follows
+    from the counters that the tiny steps before it have read now and then, unless these are too old for that.
+    """
+
+    _kind: Kind
+    _outer: Meter | Unmeasured | None
+
+    def stop(self, began_ns: int, now_ns: int) -> Resources | None:
+        """What the attempt used that started and ended then, by the clock of its execution; None: nothing is known."""
+        if now_ns - began_ns < SHORT_NS:
+            if not _tiny_since_ns <= now_ns < _tiny_until_ns:
+                _look_at_thread(now_ns)
+                _beside(_measured(self._outer))
+                _scores[self._kind] = min(_scores.get(self._kind, 0) + _TAKEN_FOR_TINY, _MAX_SCORE)
+            return None
+        return self._stop_late(now_ns - began_ns)
+
+    def _stop_late(self, took_ns: int) -> Resources | None:
+        now, thread_ns, thread = _now_ns(), _thread_time_ns(), _local.thread
+        _note_other(self._kind, thread_ns - thread.thread_ns if thread is not None else took_ns)
+        began_ns = now - took_ns
+        outer = _measured(self._outer)
+        is_alone = not _beside(outer) and max(_tiny_elsewhere_ns, _left_ns) < began_ns
+        if thread is None or not _HAS_THREAD_TIME:
+            return None
+        since_ns = began_ns - thread.read_ns
+        used_ns = thread_ns - thread.thread_ns - since_ns
+        thread.read_ns, thread.thread_ns = now, thread_ns
+        if not 0 <= since_ns * _MAX_DOUBT <= took_ns or thread.collected is None:
+            return None  # Its thread may have waited before, and is not known to have worked.
+        cpu_ns, sample = max(0, used_ns), thread.sample
+        is_shared = not is_alone or _services > 0 or not thread.is_main
+        if took_ns < LONG_NS or sample is None or not _HAS_USAGE or _is_doubtful(sample, began_ns, took_ns):
+            # What it started is not known, if it may have started something.
+            return _used(cpu_ns / _NS, is_shared=is_shared or took_ns >= LONG_NS)
+        meter = Meter(
+            outer, False, False, thread, thread.collected, began_ns, sample, sample.children, self._kind,
+            _thread_ns=thread_ns - cpu_ns, _is_alone=is_alone,
+        )  # fmt: skip
+        return meter._all(now, cpu_ns, is_shared=is_shared)
+
+
+def _is_doubtful(sample: _Sample, began_ns: int, took_ns: int) -> bool:
+    """Whether a step that began after the sample may have something wrong that matters."""
+    if (began_ns - sample.time_ns) * _MAX_DOUBT > took_ns:
+        return True
+    # A child counts as a whole when it ends, and one may have ended between the two.
+    return sample.children is None or sample.children.ru_maxrss > 0
+
+
+def _look_at_thread(now_ns: int) -> None:
+    """Read the clock of the calling thread, and its counters if they are old; see `Unmeasured`."""
+    global _tiny_since_ns, _tiny_until_ns, _tiny_thread, _tiny_elsewhere_ns
+    now, thread = _now_ns(), _local.thread
+    if thread is None:
+        thread = _local.thread = _Thread()
+    if thread is not _tiny_thread:
+        _tiny_thread, _tiny_elsewhere_ns = thread, now
+    thread_ns = _thread_time_ns()
+    age_ns = now - thread.sample[0] if thread.sample is not None else _TINY_OLD_NS
+    # On a busy machine more time passes between two steps than a thread works.
+    if age_ns >= _TINY_OLD_NS or (age_ns > _TINY_FRESH_NS and thread_ns - thread.sampled_ns > _TINY_FRESH_NS // 2):
+        _take(thread, now)
+        thread.sampled_ns = thread_ns
+    _tiny_since_ns, _tiny_until_ns = now_ns, now_ns + _TINY_CLOCK_FRESH_NS
+    thread.read_ns, thread.thread_ns, thread.collected = now, thread_ns, _collected
+
+
+def _note_tiny(kind: Kind) -> None:
+    """A step of this kind was measured and tiny."""
+    score = _scores.get(kind, 0) + 1
+    if len(_scores) >= _MAX_KINDS:
+        _scores.clear()
+        _tiny.clear()
+    _scores[kind] = score
+    if score >= _TAKEN_FOR_TINY:
+        _tiny[kind] = Unmeasured(kind, None)
+
+
+def _note_other(kind: Kind, cpu_ns: int) -> None:
+    """A step took longer, of a kind of which others were tiny. ``cpu_ns``: what its thread worked, at most."""
+    score = _scores[kind] = max(_scores.get(kind, 0) - (_NOT_TINY if cpu_ns < LONG_NS else _LONG), -_LONG)
+    if score < _TAKEN_FOR_TINY:
+        _tiny.pop(kind, None)
+
+
+def _beside(outer: Meter | None) -> bool:
+    """Whether others are measured than those around a step that is not; they learn of it."""
+    if not _active:
+        return False
+    beside = set(_active)
+    while outer is not None:
+        beside.discard(outer)
+        outer = outer._outer
+    for meter in beside:
+        meter._is_alone = False
+    return bool(beside)
+
+
+def _measured(outer: Meter | Unmeasured | None) -> Meter | None:
+    """The innermost of those around a step that is measured."""
+    while isinstance(outer, Unmeasured):
+        outer = outer._outer
+    return outer
+
+
 def _take(of: _Thread, now: int, *, reads_size: bool = False) -> _Sample:
     """A new sample of the calling thread and its process."""
     global _size, _has_children
     if not _is_installed:
         _install()
-    rss, rss_ns, next_ns = _size
-    if reads_size or (now >= next_ns and now - rss_ns > _SIZE_FRESH_NS):
-        rss, rss_ns = _resident_bytes(), now
-        _size = rss, now, now + min(_SIZE_SHARE * (_now_ns() - now), _SIZE_MAX_PAUSE_NS)
-    elif now - rss_ns > _SIZE_FRESH_NS:
-        rss = None  # Too old to say anything.
     # The process first: that brings the kernel's account of the calling thread up to date, so that the thread's own
     # (which alone would be as old as the last tick of the scheduler) agrees with its clock.
     process = _getrusage(_SELF)
     thread = _getrusage(_THREAD) if _THREAD is not None else None
     children = _getrusage(_CHILDREN)
+    rss, rss_ns, next_ns, cpu_ns = _size
+    has_changed = rss is None or process is None or _cpu_ns(process) - cpu_ns > _SIZE_CPU_NS
+    if has_changed and (reads_size or (now >= next_ns and now - rss_ns > _SIZE_FRESH_NS)):
+        began_ns = _now_ns()
+        rss = _resident_bytes()
+        pause_ns = min(_SIZE_SHARE * (_now_ns() - began_ns), _SIZE_MAX_PAUSE_NS)
+        _size = rss, now, now + pause_ns, _cpu_ns(process) if process is not None else 0
+    elif has_changed and now - rss_ns > _SIZE_FRESH_NS:
+        rss = None  # Too old to say anything.
     _has_children = children is not None and children.ru_maxrss > 0
     sample = _Sample(now, _own_use(), process, thread, children, rss)
     of.sample = sample
@@ -401,7 +555,23 @@ def usage_of(usage: Any, largest_of_parent: int) -> Resources:
     )
 
 
-def _start(outer: Meter | None = None, is_on_loop: bool = False, is_dispatched: bool = False) -> Meter | None:
+def _start_step(outer: Meter | Unmeasured | None, is_on_loop: bool, kind: Kind) -> Meter | Unmeasured | None:
+    if (tiny := _tiny.get(kind)) is not None and not is_on_loop:
+        return tiny if outer is None else Unmeasured(kind, outer)
+    return _start(outer if outer is None else _measured(outer), is_on_loop, False, kind)
+
+
+def _do_not_start_step(outer: Meter | Unmeasured | None, is_on_loop: bool, kind: Kind) -> Meter | Unmeasured | None:
+    return None
+
+
+start_step = _start_step
+"""The same as `start` for a step of this kind, that is not dispatched; `Unmeasured` if it is taken for tiny."""
+
+
+def _start(
+    outer: Meter | None = None, is_on_loop: bool = False, is_dispatched: bool = False, kind: Kind | None = None
+) -> Meter | None:
     now, thread = _now_ns(), _local.thread
     if thread is None:
         thread = _local.thread = _Thread()
@@ -409,7 +579,7 @@ def _start(outer: Meter | None = None, is_on_loop: bool = False, is_dispatched: 
     if sample is None or now - sample[0] > _FRESH_NS:
         sample = _take(thread, now)
     children = _getrusage(_CHILDREN) if _has_children else sample[4]
-    meter = Meter(outer, is_on_loop or _is_cooperative, is_dispatched, thread, _collected, now, sample, children)
+    meter = Meter(outer, is_on_loop or _is_cooperative, is_dispatched, thread, _collected, now, sample, children, kind)
     _active.add(meter)
     meter._tick = next(_ticks)
     if outer is not None or len(_active) > 1:
@@ -424,7 +594,9 @@ def _start(outer: Meter | None = None, is_on_loop: bool = False, is_dispatched: 
     return meter
 
 
-def _do_not_start(outer: Meter | None = None, is_on_loop: bool = False, is_dispatched: bool = False) -> Meter | None:
+def _do_not_start(
+    outer: Meter | None = None, is_on_loop: bool = False, is_dispatched: bool = False, kind: Kind | None = None
+) -> Meter | None:
     return None
 
 
@@ -435,13 +607,14 @@ Args:
     outer: that of the step around it, if it runs in this process.
     is_on_loop: other tasks of an event loop may run on its thread while it waits.
     is_dispatched: its thread works for it alone, though it is not the main one.
+    kind: of its step, if others of the same kind may be taken for tiny.
 """
 
 
 def set_enabled(is_enabled: bool) -> None:
     """Whether steps that start from now on are measured (default: they are)."""
-    global start
-    start = _start if is_enabled else _do_not_start
+    global start, start_step
+    start, start_step = (_start, _start_step) if is_enabled else (_do_not_start, _do_not_start_step)
 
 
 def _on_collection(phase: str, info: dict[str, int]) -> None:
@@ -488,7 +661,7 @@ def _after_fork() -> None:
     _epoch += 1
     _active = set()
     _own.clear()
-    _size = (None, -_SIZE_FRESH_NS, 0)
+    _size = _NO_SIZE
     _main_ident = _get_ident()
     _local = _Local()
 

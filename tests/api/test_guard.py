@@ -96,8 +96,9 @@ async def test_every_route_responds_to_a_foreign_workspace_with_404(guarded: Api
     assert (await api.get("/api/workflows", headers=bearer(theirs)))["total"] == 0
     assert (await api.get("/api/workflows/executions", headers=bearer(theirs)))["items"] == []
     assert [w["slug"] for w in (await api.get("/api/workspaces", headers=bearer(theirs)))["items"]] == ["theirs"]
-    status, body = await api.call("GET", "/metrics", headers=bearer(theirs))
-    assert (status, body["code"]) == (403, "forbidden")
+    for path in ("/metrics", "/api/queues", "/api/queues/"):
+        status, body = await api.call("GET", path, headers=bearer(theirs))
+        assert (status, body["code"]) == (403, "forbidden")
     # Their admin creates and sees tokens of that workspace only.
     status, body = await api.call("POST", "/api/tokens", {"name": "x", "workspace": "default"}, headers=bearer(theirs))
     assert (status, body["code"]) == (404, "workspace_not_found")

@@ -80,7 +80,7 @@ async def test_head_has_the_headers_of_get_and_no_body(
     api: Api, values: dict[str, str], headers: dict[str, str]
 ) -> None:
     # These answers say how many requests there were, how long the process runs, or how late it is now.
-    changing = ("/metrics", "/api/night", "/api/overview", "/api/failures")
+    changing = ("/metrics", "/api/night", "/api/overview", "/api/failures", "/api/queues")
     for template in (*READS, *(path + "/" for path in READS), *VARIANTS, *FAULTY):
         path = filled(template, values)
         status, got, _ = await head_of(api, "GET", path, headers)

@@ -18,7 +18,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from tests.conftest import ROOT
 
 from tachograph.metrics.self_metrics import SELF_METRICS
-from tachograph.metrics.specs import EXPECTATION_METRICS, METRICS, HistogramSpec
+from tachograph.metrics.specs import EXPECTATION_METRICS, METRICS, QUEUE_METRICS, HistogramSpec
 from tachograph_exporter.alerting.alerts import RUNBOOKS
 from tachograph_exporter.alerting.recording_rules import TARGET
 from tachograph_exporter.alerting.rule_files import RULE_FILES
@@ -230,14 +230,14 @@ def test_every_query_is_valid_promql_and_filters_by_the_dashboards_variables(
         # These stand in for the linter's job and instance.
         if name == "self_monitoring":
             assert "instance" in labels, (panel, vector.name)
-        else:
+        elif vector.name not in {spec.name for spec in QUEUE_METRICS}:  # Queues belong to no workflow.
             assert {"workspace", "workflow"} <= labels, (panel, vector.name)
 
 
 def metrics_by_series() -> dict[str, str]:
     """The metric behind every series name that a query may use."""
     metrics = {}
-    for spec in (*METRICS, *EXPECTATION_METRICS, *SELF_METRICS):
+    for spec in (*METRICS, *EXPECTATION_METRICS, *QUEUE_METRICS, *SELF_METRICS):
         metrics[spec.name] = spec.name
         if isinstance(spec, HistogramSpec):
             metrics |= {f"{spec.name}_{part}": spec.name for part in ("bucket", "count", "sum")}
@@ -251,7 +251,7 @@ def test_every_metric_is_used_and_every_used_metric_exists() -> None:
     used = {vector.name for expression in expressions for vector in selectors(promql_parser.parse(expression))}
     metrics = metrics_by_series()
     assert used - metrics.keys() - recorded - FOREIGN == set()
-    unused = {spec.name for spec in (*METRICS, *EXPECTATION_METRICS, *SELF_METRICS)} - {
+    unused = {spec.name for spec in (*METRICS, *EXPECTATION_METRICS, *QUEUE_METRICS, *SELF_METRICS)} - {
         metrics[name] for name in used if name in metrics
     }
     assert unused == UNUSED.keys()
@@ -260,7 +260,7 @@ def test_every_metric_is_used_and_every_used_metric_exists() -> None:
 
 
 def test_variables_query_labels_that_exist() -> None:
-    labels = {spec.name: spec.labels for spec in (*METRICS, *EXPECTATION_METRICS, *SELF_METRICS)}
+    labels = {spec.name: spec.labels for spec in (*METRICS, *EXPECTATION_METRICS, *QUEUE_METRICS, *SELF_METRICS)}
     count = 0
     for document in documents().values():
         for variable in document["templating"]["list"]:

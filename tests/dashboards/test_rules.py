@@ -22,6 +22,7 @@ RULES = [ROOT / "dashboards" / "prometheus" / name for name in ("recording.rules
 WORKFLOW = 'workspace="team", workflow="nightly"'
 LABELS = {"workspace": "team", "workflow": "nightly"}
 SERVICE = 'job="tachograph", instance="a:9923"'
+QUEUE = 'engine="rq", broker="redis:6379/0", queue="high"'
 DURATION = "workflow_execution_duration_seconds"
 
 
@@ -152,6 +153,13 @@ CASES = [
         "28m", {**LABELS, "severity": "warning"}, "nightly (team): steps wait longer than usual for a slot",
         "1m 0s on average when it last ran, more than 3 times the usual wait.",
         {f"workflow:step_queue_wait_seconds:unusual{{{WORKFLOW}}}": "0x30"},
+    ),
+    Case(
+        "WorkflowQueueOldestMessage",
+        {f"workflow_queue_oldest_message_timestamp_seconds{{{QUEUE}}}": "0x30"},
+        "20m", {"engine": "rq", "broker": "redis:6379/0", "queue": "high", "severity": "warning"},
+        "high (rq): nobody takes the messages", "The oldest message has waited for 20m 0s.",
+        {f"workflow_queue_oldest_message_timestamp_seconds{{{QUEUE}}}": "0x10 600x20"},
     ),
     Case(
         "WorkflowCostJump",

@@ -112,16 +112,22 @@ def run(directory: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_wheel_holds_two_packages_with_types_examples_and_migrations(wheel: Path) -> None:
+def test_the_wheel_holds_its_packages_with_types_examples_and_migrations(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         information = wheel.name.rpartition("-py3")[0] + ".dist-info"
         description = archive.read(f"{information}/METADATA").decode()
-    assert {name.split("/")[0] for name in names} == {"tachograph", "tachograph_exporter", information}
+    # Snakemake and Metaflow find their plugins by these names.
+    plugins = {"snakemake_logger_plugin_tachograph", "metaflow_extensions"}
+    assert {name.split("/")[0] for name in names} == {"tachograph", "tachograph_exporter", information, *plugins}
+    # Metaflow refuses an extension whose first package is none of a namespace.
+    assert "metaflow_extensions/__init__.py" not in names
     for expected in (
         "tachograph/__init__.py",
         "tachograph/py.typed",
         "tachograph/events.py",
+        "metaflow_extensions/tachograph/config/mfextinit_tachograph.py",
+        "metaflow_extensions/tachograph/plugins/tachograph_decorator.py",
         "tachograph_exporter/examples/workflows/data_pipeline.json",
         "tachograph_exporter/examples/handlers.py",
         "tachograph_exporter/store/migrations/versions/0001_run_tables.py",

@@ -139,7 +139,7 @@ def play(name: str, *, record: bool, scenes: list[str], seconds: float) -> list[
         addresses = stack.enter_context(services(entry.get("services", []), directory, python))
         variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": recorder.address, "OTEL_SERVICE_NAME": engine}
         variables |= {
-            key: value.format(service=service.address, tachograph=TACHOGRAPH)
+            key: value.format(service=service.address, tachograph=TACHOGRAPH, spans=recorder.address)
             for key, value in entry.get("variables", {}).items()
         }
         mask = Mask([ROOT, directory, directory.resolve(), Path(python).parents[1], sys.base_prefix, Path.home()])

@@ -22,11 +22,15 @@ SECRET = "whsec_" + base64.b64encode(b"a secret of the tests, 32 bytes.").decode
 
 
 class Webhook:
-    """A webhook receiver. ``bodies`` are what it got, ``statuses`` what it answers next, 204 when there is none."""
+    """A webhook receiver. ``bodies`` are what it got, ``statuses`` what it answers next, 204 when there is none.
+
+    ``headers`` go with every answer.
+    """
 
     def __init__(self) -> None:
         self.requests: list[tuple[dict[str, str], bytes]] = []
         self.statuses: list[int] = []
+        self.headers: dict[str, str] = {}
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -34,6 +38,8 @@ class Webhook:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 receiver.requests.append((dict(self.headers.items()), body))
                 self.send_response(receiver.statuses.pop(0) if receiver.statuses else 204)
+                for name, value in receiver.headers.items():
+                    self.send_header(name, value)
                 self.end_headers()
 
             def log_message(self, *_: Any) -> None:
@@ -69,23 +75,30 @@ class Webhook:
 
 
 class Mailbox:
-    """A real SMTP server."""
+    """A real SMTP server.
 
-    def __init__(self) -> None:
+    Args:
+        markup: what mails are asked for: text, or html as where nothing is said.
+    """
+
+    def __init__(self, markup: str = "text") -> None:
         self.mails: list[tuple[str, str]] = []
         """(subject, text)."""
+        self.recipients: list[list[str]] = []
+        self._type = "text/html" if markup == "html" else "text/plain"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self._controller = Controller(self, hostname="127.0.0.1", port=port, ready_timeout=60)
         self._controller.start()
-        self.url = f"mailto://127.0.0.1:{port}?from=tachograph@example.com&to=on-call@example.com&format=text"
+        self.url = f"mailto://127.0.0.1:{port}?from=tachograph@example.com&to=on-call@example.com&format={markup}"
 
     async def handle_DATA(self, _server: Any, _session: Any, envelope: Any) -> str:  # noqa: N802
         mail = message_from_bytes(envelope.content)
-        parts = [part for part in mail.walk() if part.get_content_type() == "text/plain"]
+        parts = [part for part in mail.walk() if part.get_content_type() == self._type]
         text = parts[0].get_payload(decode=True)
         assert isinstance(text, bytes)
+        self.recipients.append(list(envelope.rcpt_tos))
         self.mails.append((str(make_header(decode_header(mail["Subject"]))), text.decode()))
         return "250 OK"
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Final
 
 from prometheus_client import CollectorRegistry
 from sqlalchemy import select
@@ -33,22 +32,11 @@ from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.schema import notices
 from tachograph_exporter.store.writer import StoreWriter
 from tests.conftest import make_execution, make_step
+from tests.expectations.promtool import TICK, Told
 from tests.expectations.simulation import Plan, Simulated
 
-TICK: Final = 600
-"""Seconds between two scrapes."""
 STEP: Final = "load"
 SCRAPED: Final = [spec.name for spec in (*EXPECTATION_METRICS, LAST_SUCCESS, LAST_FAILURE, OLDEST_RUNNING)]
-
-
-class Told(NamedTuple):
-    """A notice: what it is about, and from when until when it was told (unix seconds)."""
-
-    workflow: str
-    kind: str
-    key: str
-    told_at: float
-    recovered_at: float | None
 
 
 class ScrapedService:
@@ -68,7 +56,7 @@ class ScrapedService:
         self._registry.register(ExpectationMetrics(self._watch, 10_000))
         self._told: dict[str, Told] = {}
         self.samples: dict[str, list[tuple[int, float | None]]] = {}
-        """What was scraped, by series: (unix seconds, value) whenever it changed; None where the series was gone."""
+        """See `promtool.Samples`."""
         self.scrapes = 0
 
     def expect(self, name: str, plan: Plan, expectation: Expectation) -> None:
@@ -121,21 +109,6 @@ class ScrapedService:
         for row in self.database.look(lambda c: c.execute(select(notices)).all()):
             over = None if row.resolved_ns is None else row.resolved_ns / NS
             self._told[row.id] = Told(row.workflow, row.kind, row.key, row.told_ns / NS, over)
-
-    def input_series(self, begin: int, end: int) -> Iterator[dict[str, str]]:
-        """What was scraped in promtool's notation, whose clock begins at 0 with ``begin``."""
-        for series, samples in self.samples.items():
-            base = begin if "_timestamp_seconds{" in series else 0
-            yield {"series": series, "values": " ".join(_words([(begin, None), *samples, (end, None)], base))}
-
-
-def _words(samples: Sequence[tuple[int, float | None]], base: int) -> Iterator[str]:
-    for n, ((since, value), (until, _)) in enumerate(itertools.pairwise(samples)):
-        count = (until - since) // TICK
-        if count and value is None:
-            yield f"{'stale' if n else '_'}{f' _x{count - 1}' if count > 1 else ''}"
-        elif count and value is not None:
-            yield f"{value - base!r}x{count - 1}"
 
 
 def _facts(workflows: Mapping[str, Simulated]) -> Iterable[tuple[float, Event]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from datetime import datetime
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from tachograph.clock import NS
 from tachograph.expectation import expectation_of, parse_seconds, schedule_fault, timezone_fault
 from tachograph_exporter.expectations.schedules import Cron, Every, Learned, due_after, learn, schedule_of
+from tests.expectations.cron_model import starts
 
 
 def ns(text: str) -> int:
@@ -32,6 +34,36 @@ def ns(text: str) -> int:
 )
 def test_cron_in_a_zone_whose_clock_changes(cron: str, after: str, due: str) -> None:
     assert Cron(cron, "Europe/Berlin").after(ns(after)) == ns(due)
+
+
+CHANGES = (
+    ("Europe/Berlin", "2026-03-29"), ("Europe/Berlin", "2026-10-25"), ("America/New_York", "2026-11-01"),
+    # By half an hour; at midnight; by two hours.
+    ("Australia/Lord_Howe", "2026-04-05"), ("Australia/Lord_Howe", "2026-10-04"), ("America/Havana", "2026-03-08"),
+    ("Africa/Cairo", "2026-04-24"), ("Asia/Beirut", "2026-03-29"), ("Antarctica/Troll", "2026-10-25"),
+    # Zones whose rule changed: their last change, their first, and one for good.
+    ("America/Sao_Paulo", "2019-02-17"), ("Africa/Cairo", "2023-04-28"), ("Asia/Amman", "2022-10-28"),
+    ("Asia/Almaty", "2024-03-01"), ("Europe/Volgograd", "2020-12-27"), ("America/Nuuk", "2023-03-26"),
+)  # fmt: skip
+FIELDS = (
+    ("0", "30", "*", "*/15", "5,35", "0-10/5"), ("*", "0", "1", "2", "0-4", "*/2", "22-23"),
+    ("*", "*", "1", "25-31", "*/2"), ("*", "*", "mar,oct", "apr"), ("*", "*", "sun", "mon-fri", "0", "6,7"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(CHANGES)))
+def test_any_expression_is_due_when_cron_starts_it_while_clocks_change(number: int) -> None:
+    zone, day = CHANGES[number]
+    dice = random.Random(number)
+    midnight = round(datetime.fromisoformat(day).replace(tzinfo=ZoneInfo(zone)).timestamp()) // 60 * 60
+    expressions = [" ".join(map(dice.choice, FIELDS)) for _ in range(3)]
+    for expression in [*expressions, "*/15 0 * * *", "*/30 1-3 * * *"]:
+        begin = midnight - dice.randint(3, 20) * 3600
+        end = begin + 2 * 86_400
+        cron, times, at = Cron(expression, zone), [], begin * NS
+        while (at := cron.after(at) or end * NS) < end * NS:
+            times.append(at // NS)
+        assert times == starts(expression, zone, begin, end), (expression, zone)
 
 
 def test_a_start_shortly_before_its_time_is_the_start_of_that_time() -> None:

@@ -92,6 +92,10 @@ class World:
         ((row, _),) = self.database.look(lambda c: notices.listed(c, None))
         return row
 
+    @property
+    def newest(self) -> Any:
+        return self.database.look(lambda c: notices.listed(c, None))[0][0]
+
 
 @pytest.fixture
 def world(writer: StoreWriter, monkeypatch: pytest.MonkeyPatch) -> World:

@@ -50,7 +50,7 @@ class Hurried(Intake):
             lambda c: (r := self.store.take(c, self.workspace_id, WORKSPACE, spans, is_hurried=True), r.events)
         )
         assert not taken.events
-        self.waiting |= {i: span_store.Kept(taken.at_ns, spans) for i, spans in taken.deferred.items()}
+        self.waiting |= taken.deferred
         return taken.stored
 
     def assemble_waiting(self) -> None:
@@ -201,7 +201,7 @@ def test_what_waits_too_long_is_assembled_between_requests(
     waiting = deferred.DeferredTraces(service.store)
     service.hurry(recorded_spans("celery_pipeline"))
     for trace_id, kept in service.waiting.items():
-        waiting.add(service.workspace_id, WORKSPACE, trace_id, kept.spans, kept.at_ns)
+        waiting.add(service.workspace_id, WORKSPACE, trace_id, kept)
     waiting.catch_up(10)
     assert len(waiting) == len(service.waiting)
     monkeypatch.setattr(deferred, "MAX_DELAY_SECONDS", 0.0)

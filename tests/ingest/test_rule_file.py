@@ -6,12 +6,15 @@ import re
 from pathlib import Path
 
 import pytest
+from tests.ingest.proven import RAW
+from tests.ingest.recorded import recorded_requests
 from tests.traces.test_traceql import span
 
 from tachograph_exporter.config import ConfigError
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN, RULES
 from tachograph_exporter.ingest.rule_file import read_rules
-from tachograph_exporter.ingest.rules import Role
+from tachograph_exporter.ingest.rules import Role, Rulebook
+from tachograph_exporter.ingest.spans import SpanRecord
 
 ACME = """
 [[rule]]
@@ -76,3 +79,22 @@ def test_an_invalid_file_is_refused_with_the_place(tmp_path: Path, text: str, sa
         read_rules(tmp_path / "map.toml")
     with pytest.raises(ConfigError, match="No such file"):
         read_rules(tmp_path / "none.toml")
+
+
+def test_the_first_rule_that_matches_is_found_among_those_that_may() -> None:
+    """Of the spans of all recordings, and of some that have nothing but what one rule asks for."""
+    made = [
+        SpanRecord(
+            "1" * 32, "2" * 16, "", name, 1, 1, 2, "", "", "", b"", b"",
+            {**dict.fromkeys(rule.has, value), **rule.equals}, 0, "", (),
+            resource_attributes=dict.fromkeys(rule.resource_has, value),
+        )
+        for rule in RULES for name in rule.names or rule.named or ("run",) for value in ("1", 1, True, ["1"], None)
+    ]  # fmt: skip
+    recorded = [span for name in sorted(RAW)[::6] for request in recorded_requests(name) for span in request]
+    reversed_rules = Rulebook(RULES[::-1])
+    assert len(recorded) > 100
+    for each in (*made, *recorded):
+        matching = [rule for rule in RULES if rule.matches(each)]
+        assert BUILT_IN.find(each) is (matching[0] if matching else None)
+        assert reversed_rules.find(each) is (matching[-1] if matching else None)

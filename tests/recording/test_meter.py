@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import json
@@ -23,6 +24,7 @@ import pytest
 import tachograph
 from tachograph import meter
 from tachograph.events import Event, StepFinished, StepRetrying
+from tachograph.identity import workflow_id
 from tachograph.recording.recorder import Recorder
 from tachograph.resources import Resources, UseTotals, cleaned, decoded, total_of
 from tachograph.workflow.builtin.shell import ShellConfig, shell
@@ -459,6 +461,7 @@ def test_a_forked_child_counts_from_its_own_start(record: Record) -> None:
         burn(0.03)
         reporter = current_reporter.get()
         assert reporter is not None
+        assert isinstance(reporter.meter, meter.Meter)
         around = begin(reporter.meter)
         pid = os.fork()
         if pid == 0:
@@ -646,3 +649,115 @@ def test_totals_do_not_depend_on_order_and_stop_at_63_bits() -> None:
     assert (whole.cpu_count, whole.memory_count, whole.read_bytes, whole.written_bytes) == (60, 40, 20, 40)
     assert total_of([]) is None
     assert total_of([Resources(1.0, 5), Resources(None, 9, 3)]) == Resources(1.0, 9, 3)
+
+
+@contextlib.contextmanager
+def taken_for_tiny(kind: meter.Kind) -> Iterator[None]:
+    """Steps of this kind have been tiny."""
+    meter._scores[kind] = meter._MAX_SCORE
+    meter._note_tiny(kind)
+    try:
+        yield
+    finally:
+        meter._scores.clear()
+        meter._tiny.clear()
+
+
+TINY: meter.Kind = ("w", "tiny")
+
+
+class Moments:
+    """A clock, and the processor time of a thread that works all the time but where it is told to wait."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.waited, self.readings = 10**18, 0, 0
+        monkeypatch.setattr(meter, "_now_ns", lambda: self.now)
+        monkeypatch.setattr(meter, "_thread_time_ns", self._thread_time_ns)
+
+    def _thread_time_ns(self) -> int:
+        self.readings += 1
+        return self.now - self.waited - 10**17
+
+    def step(self, took_ns: int, outer: meter.Meter | meter.Unmeasured | None = None) -> Resources | None:
+        running, began = meter.start_step(outer, False, TINY), self.now
+        assert running is not None
+        self.now += took_ns
+        return running.stop(began - 7, self.now - 7)  # The clock of an execution is another one.
+
+
+def test_what_was_tiny_many_times_is_only_measured_if_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = Moments(monkeypatch)
+    gc.disable()
+    try:
+        with taken_for_tiny(TINY):
+            for _ in range(1_000):
+                assert moments.step(20_000) is None
+            assert 0 < moments.readings <= 1_000 * 20_000 // meter._TINY_CLOCK_FRESH_NS + 1
+            assert not meter._active
+            # A longer one begins so much after a tiny one read the clock that this makes no difference.
+            moments.now += meter._TINY_CLOCK_FRESH_NS
+            assert moments.step(1_000) is None
+            assert moments.step(2_000_000) == Resources(0.002)
+            # The thread may have waited since the clock was read: nothing is said rather than something wrong.
+            moments.now += meter._TINY_CLOCK_FRESH_NS
+            assert moments.step(1_000) is None
+            moments.now += 200_000
+            assert moments.step(3_000_000) is None
+            # Others run meanwhile. They learn of it, and its own processor time is all that is said.
+            other = begin()
+            moments.now += meter._TINY_CLOCK_FRESH_NS
+            assert moments.step(1_000) is None
+            assert not other._is_alone
+            other._is_alone = True
+            assert moments.step(30_000_000) == Resources(0.03, is_shared=True)
+            assert not other._is_alone
+            other.stop()
+            # From now on it is measured from its start.
+            assert isinstance(meter.start_step(None, False, TINY), meter.Meter)
+    finally:
+        gc.enable()
+        meter._active.clear()
+
+
+def test_a_step_inside_one_that_is_taken_for_tiny_is_inside_what_is_around_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moments = Moments(monkeypatch)
+    gc.disable()
+    try:
+        with taken_for_tiny(TINY):
+            around = meter.start_step(None, False, ("w", "around"))
+            assert isinstance(around, meter.Meter)
+            tiny = meter.start_step(around, False, TINY)
+            assert isinstance(tiny, meter.Unmeasured)
+            inner = meter.start_step(tiny, False, ("w", "inner"))
+            moments.now += 2_000_000
+            assert inner is not None
+            assert inner.stop(0, 0) == Resources(0.002)
+            assert moments.step(1_000, meter.start_step(tiny, False, TINY)) is None
+            assert around.stop() == Resources(0.002001)
+    finally:
+        gc.enable()
+
+
+def test_a_long_step_that_was_taken_for_tiny_says_what_is_true_or_nothing(record: Record) -> None:
+    lengths = (0.0, 0.0, 0.3)
+
+    @tachograph.step(name="sometimes long")
+    def work(seconds: float) -> None:
+        if seconds:
+            burn(seconds)
+
+    @tachograph.workflow
+    def run() -> None:
+        for seconds in lengths:
+            work(seconds)
+
+    with taken_for_tiny((workflow_id("default", "run"), "sometimes long")):
+        run()
+        *_, use = record.all("sometimes long")
+        assert record.events[-1].step.execution.workflow_id == workflow_id("default", "run")
+    # Nothing if the machine held up what read the clock before it, or measured if it held up the tiny ones.
+    if use is not None:
+        assert is_near(use.cpu_seconds, 0.3)
+        assert use.is_shared or is_near(use.thread_cpu_seconds, 0.3)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import random
 import time
+import traceback
 from collections.abc import Callable
 
 import pytest
@@ -57,7 +60,19 @@ NOISE = [
     "'/a path/with space'",
     "'a', 'b', 'c'", "''", '""', "'He said \"no\"'", "r'x'", "u'x'", "[1, 2, 3]", "[]", "[7]", "(1, 2)", "()", "{}",
     "{'a': 1, 'b': 'x y'}", '{"id": 17, "n": [1,2]}', '{"id":17,"n":null}', "{'x', 'y'}", "[['a', 1], ['b', 2]]",
-    "('GET', 17)", "{1: None}",
+    "('GET', 17)", "{1: None}", "(4, 'x', NULL)", "(NULL, 'x', TRUE)", "[1, null, true]",
+    '[{"a": [{"b": {"c": [1, []]}}]}]', '{"a": {"b": {"c": {"d": [null, {"e": false}]}}}}',
+    '{\n  "a": {\n    "b": 1\n  },\n  "c": null\n}',
+    # The same in other languages, scripts and notations.
+    "Dienstag, 14. August 2012", "3. März", "vendredi 11 août 2028", "16 de agosto de 2000",
+    "domingo, 3 de mayo de 2026", "mercoledì 25 luglio 2018", "8 de fevereiro de 2005", "24 сентября 2025 г.",
+    "10 augustus 2010", "24 marca 2029", "2026年11月30日", "2026년 11월 30일", "「李雷」",
+    "『李 雷』", "‹Zoë›", "5192,27 kr",
+    "4328,37 €", "1 234,50 CHF", "two", "Seven", "thirty-two", "twenty thousand", "５６", "21 4d c8 16 be",
+    "DE AD 00 EF", "::afbd", "fe80::1%eth0", "::1/128", "[2001:db8::1]:443", "OjHr4sE2NBBa5P5kzZ-U7",
+    "ahsFMpKEVMavUUVggM-JR", "IjXAAUruayfHTLYqYRCCES", "00:1b:63:84:45:e6", "C:\\Program\\x y.csv",
+    "'C:\\Program Files\\x y.csv'", "\\\\?\\C:\\x", "\x1b[31m17\x1b[0m", "\x1b[1m\x1b[38;5;196m'x'\x1b[m",
+    "\x1b]8;;http://h/7\x1b\\link-7\x1b]8;;\x1b\\", "\u200b17", "1\u00a0204", "1\u202f204,5",
 ]  # fmt: skip
 MESSAGES = [
     "cannot load {} from the queue",
@@ -93,6 +108,14 @@ def test_two_hundred_kinds_of_noise_make_one_template(message: str) -> None:
         ("load(3) failed", "load(<*>) failed"),
         ("read/write of application/json and/or text", "read/write of application/json and/or text"),
         ("a == b", "a == b"),
+        ("load() and f(x) failed: [x] is no {y}", "load() and f(x) failed: [x] is no {y}"),
+        ("it may take an hour", "it may take <*>"),
+        ("expected two rows, got a few hundred", "expected <*> row, got <*>"),
+        ("retry in a few seconds", "retry in <*>"),
+        ("null is not true, nor None", "null is not true, nor None"),
+        ("getURLFromHTTPResponse: XMLHttpRequestError", "getURLFromHTTPResponse: XMLHttpRequestError"),
+        ("ein Tag im Mai war zu kurz", "ein Tag im Mai war zu kurz"),
+        ("must be 21 or more", "must be <*> or more"),
         ("don't 'x", "don't 'x"),
     ],
 )
@@ -102,9 +125,39 @@ def test_words_stay_and_so_do_codes_that_tell_causes_apart(message: str, templat
 
 def test_one_row_and_two_rows_are_one_template() -> None:
     assert template_of("1 row is left over") == template_of("1,204 rows is left over")
+    assert template_of("(1 sub-exception) in group") == template_of("(3 sub-exceptions) in group")
 
 
-LETTERS = st.text(st.sampled_from("aZ9 <*>'\"`“”/\\:=,.[](){}@-#%é٣\n\tb0x…"), max_size=300)
+def test_how_many_lines_say_the_same_does_not_matter() -> None:
+    def rows(count: int) -> str:
+        return "cannot load:\n" + "\r\n".join(f"  row {i * 17}: bad value {f'v{i}'!r}" for i in range(1, count + 1))
+
+    assert {template_of(rows(count)) for count in (1, 2, 9, 400)} == {"cannot load: row <*>: bad value <*>"}
+    assert template_of("a\nb\na\nb") == "a b a b"
+
+
+def test_where_a_long_message_is_cut_does_not_matter() -> None:
+    rng = random.Random(7)
+
+    def answer(count: int) -> str:
+        rows = [{"id": rng.randrange(10**9), "name": "x" * rng.randrange(1, 30)} for _ in range(count)]
+        return f"unexpected answer: {json.dumps(rows)}"
+
+    assert {template_of(answer(count)) for count in (3, 60, 90, 91, 92, 93, 3_000)} == {"unexpected answer: <*>"}
+    assert template_of("not found: '" + "ab c" * 30_000) == "not found: <*>"
+
+
+def test_colours_and_invisible_characters_say_nothing() -> None:
+    plain = template_of("load failed for job")
+    for message in (
+        "\x1b[31mload failed\x1b[0m for job", "\x1b[1m\x1b[91mload failed\x1b[0m for \x1b[4mjob\x1b[0m\x1b[K",
+        "\x9b1;31mload failed\x9bm for job", "\x1b]8;;http://x/7\x1b\\load failed\x1b]8;;\x07 for job",
+        "\ufeffload\u00a0failed\u200b for\u2028job", "lo\u00adad failed for job",
+    ):  # fmt: skip
+        assert template_of(message) == plain == "load failed for job", message
+
+
+LETTERS = st.text(st.sampled_from("aZ9 <*>'\"`“”「」/\\:=,.[](){}@-#%é٣\n\tb0x…\x1b"), max_size=300)
 
 
 @settings(max_examples=300, deadline=None)
@@ -116,9 +169,11 @@ def test_the_template_of_a_template_is_itself(message: str) -> None:
 
 
 BLOCKS = [
-    "'", '"', "a", "/", "=", "<*>", "( ", "a='", "[1,", "1 ", "aA", "mon ", "“x ", "`'\"", " to ", "\\", ":", "<*>,",
-    "((((", "[[]]", "é", "{<*>", "a.", "A=", "0:", "- ", "//:", "at ", "@a", 'File "', "at a.b(", "x (y", "|", "$$",
-    "at <", "created by a(", "Caused by: ", "a@b:1\n", "at a.b(C.java:1)\n", 'File "a", line 1, in b\n', "\\Lib\\a",
+    "\x1b[", "\x1b]", "NULL,", "<*>,", "ab ", "21 ab ", '{"a":', "「", "[{(", "1,NULL,", "\n<*>", "a1 de mayo ",
+    "  | ", "  | a\n", "  +-- 1 --\n  | E: x\n", "'", '"', "a", "/", "=", "<*>", "( ", "a='", "[1,", "1 ", "aA",
+    "mon ", "“x ", "`'\"", " to ", "\\", ":", "<*>,", "((((", "[[]]", "é", "{<*>", "a.", "A=", "0:", "- ", "//:",
+    "at ", "@a", 'File "', "at a.b(", "x (y", "|", "$$", "at <", "created by a(", "Caused by: ", "a@b:1\n",
+    "at a.b(C.java:1)\n", 'File "a", line 1, in b\n', "\\Lib\\a",
 ]  # fmt: skip
 
 
@@ -186,6 +241,87 @@ def test_one_message_with_two_stacks_are_two_causes() -> None:
     assert fingerprint(*raised(wrapped)).id != fingerprint(*raised(wrapped_otherwise)).id
 
 
+def raise_(error: BaseException) -> None:
+    raise error
+
+
+def caused(*causes: BaseException) -> None:
+    """Raise an error of one text, with others before it: the first is the cause of the second, and so on."""
+    try:
+        raise_(causes[0]) if len(causes) == 1 else caused(*causes[1:])
+    except Exception as error:
+        if len(causes) == 1:
+            raise RuntimeError("cannot load") from error
+        raise ValueError("between") from error
+
+
+def grouped(*errors: Exception) -> None:
+    raised_ones: list[Exception] = []
+    for each in errors:
+        try:
+            raise_(each)
+        except Exception as error:
+            raised_ones.append(error)
+    raise ExceptionGroup("unhandled errors in a TaskGroup", raised_ones)
+
+
+def nested_group(*errors: Exception) -> None:
+    try:
+        grouped(*errors)
+    except ExceptionGroup as error:
+        raise ExceptionGroup("outer", [error, ValueError("of no interest")]) from None
+
+
+def load_rows(default: Callable[[object], object]) -> None:
+    json.dumps(object(), default=default)  # Own functions below those of a library.
+
+
+def as_integer(value: object) -> object:
+    raise TypeError("no")
+
+
+def as_text(value: object) -> object:
+    raise TypeError("no")
+
+
+CAUSES: list[list[Callable[[], object]]] = [
+    [lambda: caused(ConnectionError("disk 1 is full")), lambda: caused(ConnectionError("disk 22 is full"))],
+    [lambda: caused(ConnectionError("no route to 10.0.0.7"))],
+    [lambda: caused(OSError("disk 1 is full"))],
+    [lambda: caused(KeyError("x"), OSError("disk 1 is full")),
+     lambda: caused(KeyError("x"), OSError("disk 7 is full"))],
+    [lambda: caused(KeyError("x"), OSError("disk 1 is read-only"))],
+    [lambda: grouped(ValueError("bad row 1")), lambda: grouped(ValueError("bad row 2"), ValueError("bad row 3"))],
+    [lambda: grouped(ValueError("bad column a"))],
+    [lambda: grouped(TypeError("bad row 1"))],
+    [lambda: grouped(TypeError("bad row 1"), KeyError("a")), lambda: grouped(KeyError("b"), TypeError("bad row 9"))],
+    [lambda: nested_group(TypeError("bad row 1"), KeyError("a")),
+     lambda: nested_group(KeyError("b"), TypeError("bad row 9"))],
+    [lambda: load_rows(as_integer)],
+    [lambda: load_rows(as_text)],
+]  # fmt: skip
+
+
+def test_causes_of_causes_members_of_groups_and_own_functions_tell_causes_apart() -> None:
+    ids = [{fingerprint(*raised(call)).id for call in calls} for calls in CAUSES]
+    assert [len(each) for each in ids] == [1] * len(CAUSES)
+    assert len(set().union(*ids)) == len(CAUSES)
+
+
+def test_a_group_is_read_as_python_prints_it() -> None:
+    stacks = []
+    for calls in ((TypeError("bad row 1"), KeyError("a")), (KeyError("b"), TypeError("bad row 9"))):
+        try:
+            grouped(*calls)
+        except ExceptionGroup:
+            stacks.append(traceback.format_exc())
+    first, second = map(own_frames, stacks)
+    assert first == second
+    assert [frame for frame in first if frame.startswith("!")] == ["!KeyError", "!TypeError: bad row <*>"]
+    # Of a stack whose beginning is not kept.
+    assert {"!KeyError", "!TypeError: bad row <*>"} < {*own_frames(stacks[0][stacks[0].index("raise_") :])}
+
+
 def test_depth_of_recursion_and_paths_do_not_tell_causes_apart() -> None:
     kind, message, stack = raised(lambda: again(3))
     assert fingerprint(kind, message, stack).id == fingerprint(*raised(lambda: again(9))).id
@@ -240,11 +376,12 @@ NET = """System.InvalidOperationException: no
 @pytest.mark.parametrize(
     ("stack", "frames"),
     [
-        (JAVA, ("com.acme.Loader.load", "com.acme.Loader.lambda$run", "com.acme.Jobs.run", "!java.sql.SQLException",
+        (JAVA, ("com.acme.Loader.load", "com.acme.Loader.lambda$run", "com.acme.Jobs.run",
+                "!java.sql.SQLException: timeout",
                 "com.acme.Db.query")),
         (GO, ("main.(*Loader).load", "github.com/acme/etl/jobs.Run.func1")),
         (JAVASCRIPT, ("loader.load", "job.Job.run", "main.<anonymous>", "foo.Foo")),
-        (NET, ("Acme.Loader.Load", "Acme.Jobs.<RunAsync>.MoveNext", "!System.TimeoutException")),
+        (NET, ("Acme.Loader.Load", "Acme.Jobs.<RunAsync>.MoveNext", "!System.TimeoutException: late")),
         ("load@https://x/app.js:10:5\n@https://x/app.js:1:1\n", ("app.load", "app.<anonymous>")),
         ("in no form that is known\n  at all", ()),
         ('Traceback (most recent call last):\n  File "/usr/lib/python3.11/json/decoder.py", line 355, in raw_decode\n'

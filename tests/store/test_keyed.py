@@ -84,12 +84,12 @@ def _left(connection: Connection) -> tuple[int, int, int]:
 _NOT_UNTOLD: dict[str, Any] = dict.fromkeys(ids(), SimpleNamespace(untold=None))
 CHANGES: dict[str, tuple[Callable[[Connection], object], tuple[int, int, int]]] = {
     "what is announced of a trace": (
-        lambda c: announcements.mark_started(c, WORKSPACE, TRACE, dict.fromkeys(ids(), Announced.START)),
+        lambda c: announcements.mark_announced(c, WORKSPACE, TRACE, dict.fromkeys(ids(), Announced.START)),
         (ROWS, ROWS, ROWS),
     ),
     "spans": (lambda c: lineage.delete_spans(c, WORKSPACE, TRACE, ids()), (0, 0, ROWS)),
     "traces that are due": (
-        lambda c: announcements.mark_assembled(c, WORKSPACE, _NOT_UNTOLD, {}, dict.fromkeys(ids(), 7)),
+        lambda c: announcements.mark_assembled(c, WORKSPACE, _NOT_UNTOLD, dict.fromkeys(ids(), 7)),
         (ROWS, 0, ROWS),
     ),
     "lines of an attempt": (

@@ -14,8 +14,12 @@ import pytest
 from sqlalchemy import Connection, event, func, insert, select, text, update
 from tests.store.test_writer import RUN
 
+from tachograph.spans.semconv import EXECUTION_ID
+from tachograph_exporter.api.executions import read_page
 from tachograph_exporter.store import definitions, executions, removal, running, windows
 from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.execution_list import ExecutionFilter
+from tachograph_exporter.store.recorded_search import recorded_traces
 from tachograph_exporter.store.schema import (
     series_unsettled,
     workflow_definitions,
@@ -23,10 +27,12 @@ from tachograph_exporter.store.schema import (
     workflow_step_executions,
 )
 from tachograph_exporter.store.series import rows
+from tachograph_exporter.store.span_criteria import SpanCriteria, Window
 from tachograph_exporter.store.writer import StoreWriter
 
 RECORDED = 4_000
 OPEN = 3
+ERROR = ("error_type", "error_message", "error_stack")
 EVERY = 100
 """The handler is called after this many steps of the virtual machine."""
 
@@ -50,7 +56,12 @@ def database(any_database_url: str) -> Iterator[Database]:
                 for i, id_ in enumerate(ids)
             ],
         )
-        connection.execute(insert(workflow_step_executions), [{**step, "execution_id": id_} for id_ in ids])
+        # Nearly all went well, one after the other.
+        good = {**step, "attempt": 1, **dict.fromkeys(ERROR)}
+        connection.execute(
+            update(workflow_executions).where(workflow_executions.c.number >= 10).values(dict.fromkeys(ERROR))
+        )
+        connection.execute(insert(workflow_step_executions), [{**good, "execution_id": id_} for id_ in ids])
         running_ids = ids[:OPEN]
         for table in (workflow_executions, workflow_step_executions):
             connection.execute(update(table).where(table.c.execution_id.in_(running_ids)).values(status="running"))
@@ -66,6 +77,10 @@ def owner(connection: Connection) -> tuple[str, str]:
     return row[0], row[1]
 
 
+def executions_of(connection: Connection, workspace: str, **conditions: Any) -> Any:
+    return read_page(connection, ExecutionFilter(workspace=workspace, **conditions), 50)
+
+
 READS: dict[str, Callable[[Connection, str, str], Any]] = {
     "running": lambda c, _, __: running.running(c),
     "series": lambda c, _, __: rows.news(c, 0),
@@ -76,6 +91,17 @@ READS: dict[str, Callable[[Connection, str, str], Any]] = {
     "a workflow": lambda c, workspace, workflow: definitions.overview(c, workspace, workflow),
     "a window": lambda c, workspace, _: windows.executions_within(
         c, workspace, (RUN[0].time_ns + 9, RUN[0].time_ns + 19), 99
+    ),
+    "a list by error": lambda c, workspace, _: executions_of(c, workspace, error="no such text"),
+    "a list by input": lambda c, workspace, _: executions_of(c, workspace, input="order=77"),
+    "what took long": lambda c, workspace, _: list(
+        recorded_traces(c, workspace, [SpanCriteria(min_ns=1 << 50)], Window(), "run ")
+    ),
+    "what failed": lambda c, workspace, _: list(
+        recorded_traces(c, workspace, [SpanCriteria(status=2)], Window(), "run ")
+    ),
+    "a run by an attribute with its id": lambda c, workspace, _: list(
+        recorded_traces(c, workspace, [SpanCriteria(values=((EXECUTION_ID, "1"),))], Window(), "run ")
     ),
     "removal is refused": lambda c, workspace, workflow: removal.remove_workflow(c, workspace, workflow),
 }

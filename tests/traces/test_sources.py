@@ -16,7 +16,7 @@ from tests.traces.test_oracle import TRACES, exported
 
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
-from tachograph_exporter.store import span_search
+from tachograph_exporter.store import lengths
 from tachograph_exporter.traces import trace_metrics
 
 
@@ -114,7 +114,7 @@ async def test_a_search_goes_on_where_its_first_look_ended(api: Api, monkeypatch
     """Several spans of a trace match, and some start at the same time."""
     await sent(api, *(span("same", number, 0 if number == 1 else 1, start=trace // 2, trace=trace)
                       for trace in range(1, 9) for number in (1, 2, 3)))  # fmt: skip
-    monkeypatch.setattr(span_search, "FIRST_SPANS", 4)
+    monkeypatch.setattr(lengths, "FIRST_ROWS", 4)
     assert len(await found(api, "{ name = `same` }")) == 24
     newest = await api.get("/tempo/api/search", params={"q": '{ resource.service.name = "etl" }', "limit": "3"})
     assert {int(trace["traceID"], 16) for trace in newest["traces"]} <= {5, 6, 7, 8}

@@ -68,10 +68,11 @@ def numbers(database: Database, **criteria: object) -> tuple[list[int], int]:
     """The traces that are found, and how many were looked at."""
     taken: list[int] = []
     request = Search(start_ns=START, end_ns=START + 86_400 * S, **criteria)  # type: ignore[arg-type]
-    inspected = database.look(
+    outcome = database.look(
         lambda c: search(c, W, "default", request, lambda trace: taken.append(int(trace.trace_id, 16)))
     )
-    return sorted(taken), inspected
+    assert outcome.is_complete or outcome.inspected == searching.MAX_INSPECTED
+    return sorted(taken), outcome.inspected
 
 
 def test_what_is_seldom_is_found_by_its_value_and_what_is_common_among_the_newest(
@@ -86,7 +87,10 @@ def test_what_is_seldom_is_found_by_its_value_and_what_is_common_among_the_newes
         put(
             rows,
             database,
-            [a_span(i, kind="GET", customer=f"c{i}", tags=["a", f"t{i}"]) for i in range(first, first + 20)],
+            [
+                a_span(i, kind="GET", customer=f"c{i}", tags=["a", f"t{i}"], group=f"g{i % 10}")
+                for i in range(first, first + 20)
+            ],
         )
     # The oldest of them, which no look at the newest would reach.
     for query in (
@@ -99,6 +103,9 @@ def test_what_is_seldom_is_found_by_its_value_and_what_is_common_among_the_newes
     assert numbers(database, tags={"customer": "c4", "kind": "GET"}) == ([4], 1)
     assert numbers(database, query=parse('{ span.customer = "nobody" }')) == ([], 0)
     assert numbers(database, query=parse('{ resource.customer = "c3" }')) == ([], 1)
+    # What recurs, but not in so many of a sample.
+    assert numbers(database, query=parse('{ span.group = "g3" && span.customer = "c3" }')) == ([3], 1)
+    assert numbers(database, query=parse('{ span.group = "g3" }'), limit=100) == (list(range(3, 201, 10)), 20)
     # A value that most have takes no rows any more, and is found among the newest.
     assert numbers(database, query=parse('{ span.kind = "GET" }'), limit=5) == (list(range(196, 201)), 5)
     token = span_values.token_of(W, "kind", "GET")
@@ -110,7 +117,7 @@ def test_what_is_seldom_is_found_by_its_value_and_what_is_common_among_the_newes
     assert numbers(database, query=parse('{ span.key19 = "v19" }')) == ([300], 1)
     # Another workspace's values are others.
     other = Search(query=parse('{ span.customer = "c3" }'), start_ns=START, end_ns=START + 86_400 * S)
-    assert database.look(lambda c: search(c, "other", "other", other, lambda _trace: None)) == 0
+    assert database.look(lambda c: search(c, "other", "other", other, lambda _trace: None)).inspected == 0
     # Before values were noted, the newest are looked at.
     database.run(lambda c: set_state(c, span_values.SINCE, str(START + 1)))
     assert numbers(database, query=parse('{ span.customer = "c200" }')) == ([200], 30)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tachograph_exporter.ingest.spans import SpanRecord
-from tachograph_exporter.store.span_search import SpanCriteria
+from tachograph_exporter.store.span_criteria import SpanCriteria
 from tachograph_exporter.traces.reading import Trace
 from tachograph_exporter.traces.traceql.fields import TraceView
 from tachograph_exporter.traces.traceql.parser import TraceQLError, parse

@@ -388,6 +388,58 @@ def slow_child(world: World) -> Planted:
     return {("child", "loader")}, {("waiting", "load")}
 
 
+# Beyond the scenarios: causes where they are harder to see.
+
+
+def version_of_two_fifths(world: World) -> Planted:
+    """A new version, in so many runs that slow ones are nothing unusual."""
+    for i, run in enumerate(world.runs[-80:]):
+        run.version = "1.8"
+        host = run.process.partition("/")[0]
+        run.process = f"{host}/boot.1/{900 + i // 20}/1"
+        run.step("transform").seconds *= 2.5
+        run.step("transform").cpu *= 4
+    return {("version", "1.8")}, {("working", "transform")}
+
+
+def slow_query_of_half(world: World) -> Planted:
+    """A query that is slow in the second half of the runs."""
+    for run in world.runs[100:]:
+        run.step("load").below["SELECT orders"] = (400 * world.noise(), 3)
+        run.step("load").seconds += 400
+    return {("below", "SELECT orders")}, {("waiting", "load")}
+
+
+def one_of_many_keys(world: World) -> Planted:
+    """One of many hundred inputs, with a name and a value that are not ASCII."""
+    for run in world.runs:
+        noise = {f"key {i}": world.rng.choice(("a", "b", 1, 2.5, world.rng.random())) for i in range(600)}
+        run.inputs = {**noise, **run.inputs, "größe 📦": world.rng.choice(("東京", "Zürich", "naïve", "x"))}
+        if run is world.runs[-1]:
+            run.inputs["größe 📦"] = "東京"
+        if run.inputs["größe 📦"] == "東京":
+            run.step("load").seconds *= 2.6
+    return {("input", "input.größe 📦")}, {("waiting", "load")}
+
+
+def version_that_goes_back(world: World) -> Planted:
+    """A version that came, went and came again."""
+    for i, run in enumerate(world.runs):
+        if i // 10 % 4 == 1 or run is world.runs[-1]:
+            run.version = "1.8"
+            run.step("transform").seconds *= 2.5
+            run.step("transform").cpu *= 4
+    return {("version", "1.8")}, {("working", "transform")}
+
+
+HARDER: Final[dict[str, tuple[Callable[[World], Planted], str]]] = {
+    "a version of two fifths of the runs": (version_of_two_fifths, "transform"),
+    "a slow query in half of the runs": (slow_query_of_half, "load"),
+    "one of many inputs": (one_of_many_keys, "load"),
+    "a version that goes back": (version_that_goes_back, "transform"),
+}
+
+
 def healthy(world: World) -> Planted:
     for name in [step.name for step in world.runs[-1].steps]:
         world.runs[-1].step(name).seconds = world.runs[-2].step(name).seconds * world.noise(0.02)
@@ -583,7 +635,7 @@ _RESOURCE: Final = _resource()
 
 def play(database: Database, scenario: str, seed: int) -> tuple[str, str, Planted]:
     """Record a scenario in a workspace of its own: (workspace, id of the last run, what was planted)."""
-    plant, _ = SCENARIOS[scenario]
+    plant, _ = (SCENARIOS | HARDER)[scenario]
     world = World(random.Random(f"{scenario} {seed}"), process_life=LIVES.get(scenario, 40))
     planted = plant(world)
     workspace = f"{scenario} {seed}"

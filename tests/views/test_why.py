@@ -16,7 +16,7 @@ from rich.table import Table
 from sqlalchemy import Connection
 from tests import programs
 from tests.conftest import Api, make_execution, make_step
-from tests.views.planted import END_NS, SCENARIOS, play
+from tests.views.planted import END_NS, HARDER, SCENARIOS, play
 
 from tachograph.clock import NS
 from tachograph.events import (
@@ -66,7 +66,7 @@ def outcome_of(database: Database, scenario: str, seed: int) -> Outcome:
         for cause in why.causes
         if cause.certainty == "certain" and (cause.kind, cause.subject) not in accepted | facts
     ]
-    step = SCENARIOS[scenario][1]
+    step = (SCENARIOS | HARDER)[scenario][1]
     if step and step not in {claim.subject for claim in why.claims if claim.kind in ("step", "outcome")}:
         wrong.append(f"the step is not {step}")
     return Outcome(scenario, why, named[0] in accepted if accepted and named else not accepted and not named, wrong)
@@ -100,6 +100,13 @@ def test_planted_causes_are_named_first(database: Database, seed: int) -> None:
         why = outcome.why
         assert why.verdict == ("failed" if why.status == "failed" else "slow")
         assert all(claim.evidence.url.startswith("/") and claim.text.endswith(".") for claim in why.claims + why.causes)
+
+
+@pytest.mark.parametrize("scenario", HARDER)
+def test_causes_are_named_that_many_runs_have_or_many_values_hide(database: Database, scenario: str) -> None:
+    _, why, is_named, wrong = outcome_of(database, scenario, 1)
+    assert is_named, why.sentence
+    assert (why.verdict, wrong) == ("slow", [])
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -23,6 +23,7 @@ from tachograph.metrics.specs import (
     LATE,
     OLDEST_RUNNING,
     OVERDUE,
+    QUEUE_OLDEST,
     STEP_OVERDUE,
     GaugeSpec,
 )
@@ -46,6 +47,8 @@ from tachograph_exporter.alerting.recording_rules import (
 )
 from tachograph_exporter.alerting.thresholds import Thresholds, WorkflowThresholds
 
+QUEUE_OLDEST_SECONDS: Final = 900
+"""How long a message may wait in the queue of an engine."""
 RUNBOOKS: Final = "https://github.com/tachograph/tachograph/blob/main/docs/runbooks"
 """Base URL of the runbooks that the generated rules link to."""
 
@@ -76,7 +79,7 @@ def alerts(thresholds: Thresholds) -> list[dict[str, Any]]:
     ):
         for matcher, limits in thresholds.by_matcher():
             rules += build(matcher, limits)
-    rules += _expected()
+    rules += _expected() + _queues()
     return [
         {"name": "tachograph-workflows", "interval": "30s", "rules": rules},
         {"name": "tachograph-self-monitoring", "interval": "30s", "rules": _self_monitoring()},
@@ -305,6 +308,19 @@ def _cost(matcher: str, limits: WorkflowThresholds) -> list[dict[str, Any]]:
             f"{_WORKFLOW} costs far more than usual",
             f"${{{{ $value | humanize }}}} in the last hour it ran, more than {limits.cost_factor:g} times what "
             "such an hour usually costs.",
+        )
+    ]
+
+
+def _queues() -> list[dict[str, Any]]:
+    return [
+        _alert(
+            "WorkflowQueueOldestMessage",
+            f"time() - min by (engine, broker, queue) ({QUEUE_OLDEST.name}) > {QUEUE_OLDEST_SECONDS}",
+            "2m",
+            "warning",
+            "{{ $labels.queue }} ({{ $labels.engine }}): nobody takes the messages",
+            "The oldest message has waited for {{ $value | humanizeDuration }}.",
         )
     ]
 

@@ -126,7 +126,9 @@ def read_page(
     """A page of a list of executions, with the cursor of the next one."""
     # One row more than requested tells whether there is a next page.
     rows = execution_list.executions(connection, selection, skip, limit + 1, order, after)
-    total = execution_list.count_executions(connection, selection)
+    # Where the page has all of them, they need not be counted.
+    is_all = after is None and len(rows) <= limit and (rows or not skip)
+    total = skip + len(rows) if is_all else execution_list.count_executions(connection, selection)
     sort = f"{'-' if order.descending else ''}{order.by}"
     cursor = encode_cursor(sort, _position(rows[limit - 1])) if len(rows) > limit else None
     now_ns = time.time_ns()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from aiohttp import web
 from sqlalchemy import Connection
@@ -16,6 +17,8 @@ from tachograph_exporter.api import problems
 from tachograph_exporter.api.query import Query
 from tachograph_exporter.api.request import CONFIG, DATABASE, decode_document, json_response, read_body, workspace_of
 from tachograph_exporter.api.routes import PAGE, Parameter, Route
+from tachograph_exporter.expectations.routing import Target
+from tachograph_exporter.expectations.testing import tell_all_of_test
 from tachograph_exporter.expectations.views import (
     notice_info,
     read_expectation_info,
@@ -25,12 +28,13 @@ from tachograph_exporter.expectations.views import (
 from tachograph_exporter.store import expectations as expectation_rows
 from tachograph_exporter.store import facts, locking
 from tachograph_exporter.store import notices as notice_rows
-from tachograph_exporter.store.tokens import WRITE
+from tachograph_exporter.store.tokens import ADMIN, WRITE
 from tachograph_exporter.views.schemas.common import Page
 from tachograph_exporter.views.schemas.expectations import (
     EXAMPLE,
     ExpectationDocument,
     NoticePage,
+    ReceiverTests,
     WorkflowExpectation,
 )
 
@@ -118,10 +122,31 @@ async def list_notices(request: web.Request) -> web.Response:
     return json_response(NoticePage([notice_info(*row) for row in rows], skip, limit))
 
 
+async def send_test_notices(request: web.Request) -> web.Response:
+    """``POST /api/notices/test``: send a test message to this service's receivers now, and say which took it.
+
+    The answer comes when each has answered, or has had its time: 10 s for a webhook, 30 s for all others.
+    """
+    query = Query(request)
+    name = query.text("receiver")
+    query.done()
+    receivers = request.app[RECEIVERS]
+    targets = [target for target in receivers.targets if name is None or target.name == name]
+    return json_response(ReceiverTests(await tell_all_of_test(targets, receivers.link)))
+
+
 def _name(request: web.Request) -> str:
     return clean_name(request.match_info["workflow"])
 
 
+class Receivers(NamedTuple):
+    """Who is told by this service, and the address under which people see it."""
+
+    targets: Sequence[Target]
+    link: str
+
+
+RECEIVERS: Final = web.AppKey("receivers", Receivers)
 _OPEN: Final = Parameter(name="open", kind="boolean", description="Only what does not hold now.")
 
 ROUTES: Final = (
@@ -133,4 +158,7 @@ ROUTES: Final = (
     Route(method="DELETE", path="/api/expectations/{workflow}", handler=delete_expectation, scope=WRITE, status=204,
           codes=("expectation_not_found",)),
     Route(method="GET", path="/api/notices", handler=list_notices, query=(*PAGE, _OPEN), response=NoticePage),
+    Route(method="POST", path="/api/notices/test", handler=send_test_notices, scope=ADMIN, in_workspace=False,
+          query=(Parameter(name="receiver", description="Only the receiver with this name."),),
+          response=ReceiverTests),
 )  # fmt: skip

@@ -23,6 +23,8 @@ BEARER_PROTOCOL: Final = "tachograph.bearer."
 """Prefix of the WebSocket subprotocol that carries a token in base64url (RFC 4648, section 5)."""
 _OWN_SITES: Final = ("same-origin", "none")
 """What ``Sec-Fetch-Site`` says of a service's own page, and of a request that no page sent (Fetch Metadata)."""
+_OF_ALL_WORKSPACES: Final = ("/metrics", "/api/queues")
+"""What these tell belongs to no workspace: no token that is bound to one may read it."""
 PATH_TOKEN: Final = "ping_token"  # noqa: S105 - the name of the part
 """The part of a path that carries a token, for programs that can do nothing but fetch a URL."""
 CACHE_SECONDS: Final = 2.0
@@ -121,8 +123,8 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         caller = FULL_ACCESS
     if route is not None and route.scope is not None and not caller.may(route.scope):
         raise problems.forbidden(f'the token does not have the scope "{route.scope}"')
-    if route is not None and not route.in_workspace and caller.workspace_id is not None and route.path == "/metrics":
-        raise problems.forbidden("/metrics covers all workspaces, and the token is bound to one")
+    if route is not None and route.path in _OF_ALL_WORKSPACES and caller.workspace_id is not None:
+        raise problems.forbidden(f"{route.path} covers all workspaces, and the token is bound to one")
     if route is not None:
         _check_media_type(request, route)
     request[CALLER] = caller

@@ -100,6 +100,7 @@ def _tags(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 _START: Final = b'{"data":['
+_NOT_ALL: Final = "no trace matches among the newest {} that were looked at; search a shorter time, or by more"
 
 
 def _end(count: int, errors: Sequence[Mapping[str, Any]] = ()) -> bytes:
@@ -208,10 +209,15 @@ async def jaeger_search(request: web.Request) -> web.StreamResponse:
     def work(connection: Connection, workspace_id: str, slug: str) -> Spool:
         def write(put: Callable[[bytes], object]) -> None:
             found: list[str] = []
+            count, errors = 0, list[dict[str, Any]]()
             if not given_ids:
-                search.search(connection, workspace_id, slug, criteria, lambda trace: found.append(trace.trace_id))
+                outcome = search.search(
+                    connection, workspace_id, slug, criteria, lambda trace: found.append(trace.trace_id)
+                )
+                # With some traces, viewers would show nothing but the error.
+                if not outcome.is_complete and not found:
+                    errors.append({"code": 504, "msg": _NOT_ALL.format(outcome.inspected)})
             put(_START)
-            count, errors = 0, []
             for text in given_ids or found:
                 trace_id = trace_id_of(text)
                 spans = iter(search.spans_of_trace(connection, workspace_id, slug, trace_id) if trace_id else ())

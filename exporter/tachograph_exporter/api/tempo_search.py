@@ -70,7 +70,8 @@ def json_number(value: float) -> float | str:
 async def tempo_search(request: web.Request) -> web.Response:
     """``GET /tempo/api/search``: Tempo's query API: traces by a TraceQL query (`q`) or by `tags`.
 
-    The traces that started in the range, the newest first; `metrics.inspectedTraces` says how many were inspected.
+    The traces that started in the range, the newest first; `metrics.inspectedTraces` says how many were inspected,
+    and `completedJobs` is 0 if it ended before it had looked at all of them.
     `docs/trace-viewers.md` says what of TraceQL is supported.
     """
     query = ViewerQuery(request)
@@ -92,7 +93,7 @@ async def tempo_search(request: web.Request) -> web.Response:
         raise problems.not_supported("TraceQL: metrics are at /tempo/api/metrics/query_range, not in a search")
     columns = columns_of(criteria.query.pipeline)
     traces: list[dict[str, Any]] = []
-    inspected = await read(
+    outcome = await read(
         request,
         lambda c, workspace, slug: search.search(
             c, workspace, slug, criteria, lambda trace: traces.append(_summary(trace, columns, shown or None))
@@ -102,7 +103,12 @@ async def tempo_search(request: web.Request) -> web.Response:
     return json_response(
         {
             "traces": traces,
-            "metrics": {"inspectedTraces": inspected, "totalBlocks": 1, "completedJobs": 1, "totalJobs": 1},
+            "metrics": {
+                "inspectedTraces": outcome.inspected,
+                "totalBlocks": 1,
+                "completedJobs": int(outcome.is_complete),
+                "totalJobs": 1,
+            },
         }
     )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import getpass
-import time
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -19,14 +20,16 @@ from tachograph_exporter.cli.common import (
     print_json,
     report_errors,
 )
+from tachograph_exporter.cli.service_administration import ServiceAdministration
 from tachograph_exporter.cli.sources import ReadDatabaseOption, UrlOption
 from tachograph_exporter.cli.tables import show_items
 from tachograph_exporter.cli.terminal import shown
+from tachograph_exporter.defaults import URL_VARIABLE
 from tachograph_exporter.expectations.file import NOTHING, all_targets, read_file
 from tachograph_exporter.expectations.findings import KINDS
-from tachograph_exporter.expectations.messages import message_of_test
 from tachograph_exporter.expectations.routing import NOTIFY_VARIABLE
-from tachograph_exporter.expectations.sending import MaybeSent, NotSent, send
+from tachograph_exporter.expectations.testing import tell_of_test
+from tachograph_exporter.views.schemas.expectations import ReceiverTest
 from tachograph_exporter.views.schemas.silences import NewSilence
 
 notices_app = typer.Typer(no_args_is_help=True, help="Look at notices, test who is told, and silence them.")
@@ -72,24 +75,41 @@ def send_test(
         list[str] | None, typer.Option(metavar="URL", envvar=NOTIFY_VARIABLE, help="A receiver. Repeatable.")
     ] = None,
     receiver: Annotated[str | None, typer.Option(help="Only the receiver with this name.")] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Have this service send it to its own receivers. Default: {URL_VARIABLE}, if nothing else is given.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Send a test message to every receiver now; exit code 1 if one does not take it."""
-    with report_errors():
-        file = read_file(expectations) if expectations is not None else NOTHING
-        targets = [t for t in all_targets(file, notify or ()) if receiver is None or t.name == receiver]
-    if not targets:
-        fail("there is no receiver; name one with --notify URL or in a file with --expectations FILE")
-    failures = 0
-    for target in targets:
-        message = message_of_test(file.link, time.time_ns())
-        try:
-            send(target, message, message.data.id)
-        except (NotSent, MaybeSent) as error:
-            failures += 1
-            out.print(f"[red]✖[/] {shown(target.name)} ({shown(target.shown)}): {shown(str(error))}", soft_wrap=True)
-        else:
-            out.print(f"[green]✔[/] {shown(target.name)} ({shown(target.shown)})", soft_wrap=True)
-    raise typer.Exit(1 if failures else 0)
+    if url is not None and (expectations is not None or notify):
+        fail("give either --url or receivers (--expectations, --notify), not both")
+    if expectations is None and not notify:
+        url = url or os.environ.get(URL_VARIABLE) or None
+    tests: Iterable[ReceiverTest]
+    if url is not None:
+        tests = ServiceAdministration(url).test_receivers(receiver)
+    else:
+        with report_errors():
+            file = read_file(expectations) if expectations is not None else NOTHING
+            targets = [t for t in all_targets(file, notify or ()) if receiver is None or t.name == receiver]
+        tests = (tell_of_test(target, file.link) for target in targets)
+    outcomes = []
+    for test in tests:
+        outcomes.append(test.is_taken)
+        mark = "[green]✔[/]" if test.is_taken else "[red]✖[/]"
+        reason = f": {shown(test.reason)}" if test.reason is not None else ""
+        out.print(f"{mark} {shown(test.receiver)} ({shown(test.address)}){reason}", soft_wrap=True)
+    if not outcomes:
+        fail(
+            "the service has no such receiver; start it with --notify URL or --expectations FILE"
+            if url is not None
+            else "there is no receiver; name one with --notify URL or in a file with --expectations FILE, or ask a "
+            "service with --url"
+        )
+    raise typer.Exit(0 if all(outcomes) else 1)
 
 
 @notices_app.command("silence")

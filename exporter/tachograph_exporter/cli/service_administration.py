@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from tachograph_exporter.cli.service_client import NotFound, ServiceClient, quoted
-from tachograph_exporter.views.schemas.expectations import NoticeInfo
+from tachograph_exporter.views.schemas.expectations import NoticeInfo, ReceiverTest, ReceiverTests
 from tachograph_exporter.views.schemas.silences import NewSilence, SilenceInfo
 from tachograph_exporter.views.schemas.workspaces import ProjectInfo, TokenInfo, WorkspaceInfo
 
@@ -32,6 +32,11 @@ class ServiceAdministration(ServiceClient):
             items += self._items("/api/notices", NoticeInfo, {**asked, "workspace_slug": slug}, limit)
         items.sort(key=lambda notice: (notice.told_at, notice.id), reverse=True)
         return items[:limit]
+
+    def test_receivers(self, receiver: str | None) -> Sequence[ReceiverTest]:
+        """Have the service send a test message to its receivers, or to one of them."""
+        asked = {} if receiver is None else {"receiver": receiver}
+        return self._read(self._found("/api/notices/test", asked, "POST"), ReceiverTests).receivers
 
     def silences(self, *, with_ended: bool) -> Sequence[SilenceInfo]:
         """See `Administration`."""

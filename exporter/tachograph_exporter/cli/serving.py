@@ -36,6 +36,7 @@ from tachograph_exporter.config import (
 from tachograph_exporter.defaults import DEFAULT_LISTEN, LISTEN_VARIABLE, TOKEN_VARIABLE
 from tachograph_exporter.expectations.routing import NOTIFY_VARIABLE, SECRET_VARIABLE
 from tachograph_exporter.garbage import collected_rarely
+from tachograph_exporter.queues.broker import QUEUES_VARIABLE
 from tachograph_exporter.service import CannotListen, Service
 from tachograph_exporter.service import serve as serve_until_stopped
 
@@ -136,6 +137,15 @@ def serve(
             "or a URL of apprise (mailto://…). Repeatable.",
         ),
     ] = None,
+    queue: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            envvar=QUEUES_VARIABLE,
+            help="Watch the queues of an engine: celery, rq, dramatiq, huey, arq or taskiq+redis://HOST:PORT/DB, or "
+            "procrastinate+postgresql://…; ?queue=NAME names some. Repeatable.",
+        ),
+    ] = None,
     mcp: Annotated[
         bool, typer.Option("--mcp", help="Answer agents at /mcp (Model Context Protocol, streamable HTTP).")
     ] = False,
@@ -186,6 +196,7 @@ def serve(
             trace_url=trace_url,
             logs_url_template=logs_url_template,
             mcp=mcp,
+            queues=tuple(queue or ()),
             otlp_grpc=parse_listen(otlp_grpc) if otlp_grpc is not None else None,
         )
         log_to_stderr()

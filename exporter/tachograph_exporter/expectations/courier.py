@@ -44,6 +44,7 @@ class Courier:
         is_leader: whether this service sends now.
         counted: called with what became of each message (see `store.notices`).
         send: sends one.
+        clock: unix nanoseconds.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class Courier:
         is_leader: Callable[[], bool],
         counted: Callable[[str], None],
         send: Send = send,
+        *,
+        clock: Callable[[], int] | None = None,
     ) -> None:
         self._database = database
         self._targets = targets
@@ -61,6 +64,7 @@ class Courier:
         self._is_leader = is_leader
         self._counted = counted
         self._send = send
+        self._clock = clock or time.time_ns
         self._closed = threading.Event()
         self._news = {target.name: threading.Event() for target in targets}
 
@@ -94,7 +98,7 @@ class Courier:
 
     def deliver(self, target: Target) -> bool:
         """Send the message that is due next, if any. Returns whether there was one."""
-        now_ns = time.time_ns()
+        now_ns = self._clock()
         row: Any = self._database.look(lambda c: notices.due(c, target.name, now_ns))
         if row is None:
             return False
@@ -107,11 +111,12 @@ class Courier:
         except MaybeSent as error:
             state, reason = notices.UNKNOWN, str(error)
         except NotSent as error:
-            reason, next_ns = str(error), time.time_ns() + round(_retry_seconds(row.tries) * NS)
+            wait_seconds = max(_retry_seconds(row.tries), error.retry_seconds)
+            reason, next_ns = str(error), self._clock() + round(wait_seconds * NS)
             state = notices.FAILED if next_ns - row.created_ns > GIVE_UP_NS else notices.PENDING
         except Exception as error:
             state, reason = notices.UNKNOWN, f"sending failed: {type(error).__name__}"
-        self._database.run(lambda c: notices.settle(c, key, state, time.time_ns(), next_ns, reason))
+        self._database.run(lambda c: notices.settle(c, key, state, self._clock(), next_ns, reason))
         self._counted("retried" if state == notices.PENDING else state)
         if state != notices.SENT:
             quiet.warning(target.name, "the receiver %s (%s): %s", target.name, target.shown, reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import msgspec
@@ -13,6 +14,8 @@ from tachograph_exporter.times import rfc3339, rfc3339_or_none
 
 TEST: Final = "test"
 MAX_TEXT: Final = 4_000
+_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_MENTION: Final = re.compile(r"[@!](?=(?:everyone|here|channel|all|subteam)\b)|<(?=[@!#&])", re.IGNORECASE)
 
 
 class NoticeData(msgspec.Struct, kw_only=True):
@@ -42,7 +45,8 @@ class NoticeMessage(msgspec.Struct, kw_only=True):
     def title(self) -> str:
         """One line for people."""
         data = self.data
-        where = data.workflow if data.workspace == "default" else f"{data.workflow} ({data.workspace})"
+        name = _CONTROLS.sub(" ", _harmless(data.workflow))
+        where = name if data.workspace == "default" else f"{name} ({data.workspace})"
         if self.type == f"notice.{RECOVERED}":
             return f"✔ {where} has recovered"
         if self.type == f"notice.{TEST}":
@@ -59,7 +63,12 @@ class NoticeMessage(msgspec.Struct, kw_only=True):
         parts.append(f"Since {data.since}" + (f" until {data.recovered_at}." if data.recovered_at else "."))
         if data.link:
             parts.append(data.link)
-        return "\n".join(parts)[:MAX_TEXT]
+        return _harmless("\n".join(parts)[:MAX_TEXT])
+
+
+def _harmless(text: str) -> str:
+    """A text that calls nobody: chats read ``@everyone``, ``<!channel>`` and the like also in names and errors."""
+    return _MENTION.sub("\\g<0>\N{WORD JOINER}", text)
 
 
 def message_of(row: Any, link: str, now_ns: int) -> NoticeMessage:

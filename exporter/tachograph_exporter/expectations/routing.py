@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
@@ -26,6 +26,8 @@ SECRET_VARIABLE: Final = "TACHOGRAPH_NOTIFY_SECRET"  # noqa: S105 - the name of 
 _QUIET: Final = re.compile(r"([01]?\d|2[0-4]):([0-5]\d)\s*-\s*([01]?\d|2[0-4]):([0-5]\d)")
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*://.", re.IGNORECASE)
 MAX_NAME: Final = 100
+_MINUTE_NS: Final = 60 * NS
+_DAY_NS: Final = 86_400 * NS
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,18 +73,21 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def not_before(self, severity: str, now_ns: int) -> int:
-        """When it may be told: now, or when its quiet hours are over."""
-        if self.quiet is None or severity == SEVERITIES[-1]:
+        """When it may be told: now, or at the first minute after its quiet hours (of a whole day: a day later)."""
+        if severity == SEVERITIES[-1] or not self._is_quiet(now_ns):
             return now_ns
-        local = datetime.fromtimestamp(now_ns / NS, UTC if self.timezone == "UTC" else ZoneInfo(self.timezone))
+        # Minute by minute, as people read the clock: its hands may be put forward or back meanwhile.
+        next_ns = now_ns - now_ns % _MINUTE_NS + _MINUTE_NS
+        minutes = range(next_ns, next_ns + _DAY_NS, _MINUTE_NS)
+        return next((minute for minute in minutes if not self._is_quiet(minute)), minutes[-1])
+
+    def _is_quiet(self, time_ns: int) -> bool:
+        if self.quiet is None:
+            return False
+        local = datetime.fromtimestamp(time_ns // NS, UTC if self.timezone == "UTC" else ZoneInfo(self.timezone))
         begin, end = self.quiet
         minute = local.hour * 60 + local.minute
-        is_quiet = begin <= minute < end if begin <= end else minute >= begin or minute < end
-        if not is_quiet:
-            return now_ns
-        day = local.date() + timedelta(days=1 if minute >= end else 0)
-        over = datetime(day.year, day.month, day.day, tzinfo=local.tzinfo) + timedelta(minutes=end)
-        return max(now_ns, round(over.timestamp()) * NS)
+        return begin <= minute < end if begin <= end else minute >= begin or minute < end
 
 
 def _fits(patterns: Sequence[str], name: str) -> bool:

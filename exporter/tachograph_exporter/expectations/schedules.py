@@ -72,8 +72,44 @@ class Cron(NamedTuple):
 
 @lru_cache(maxsize=65_536)
 def _next(expression: str, zone: str, second: int) -> int:
-    start = datetime.fromtimestamp(second, UTC if zone == "UTC" else ZoneInfo(zone))
-    return round(next(CronSim(expression, start)).timestamp())
+    if zone == "UTC":
+        return round(next(CronSim(expression, datetime.fromtimestamp(second, UTC))).timestamp())
+    info = ZoneInfo(zone)
+    if any(field.startswith("*") for field in expression.split()[:2]):
+        return _next_reading(expression, info, second)
+    return round(next(CronSim(expression, datetime.fromtimestamp(second, info))).timestamp())
+
+
+def _next_reading(expression: str, zone: ZoneInfo, second: int) -> int:
+    """The first moment after another (unix seconds) at which the zone's clock shows a time of the expression.
+
+    That is what cron does where the minute or the hour begins with a star. cronsim steps by hours through a zone: it
+    goes astray where a clock changes by half an hour, or at midnight. So it is asked about clocks that never change.
+    """
+    shown = _shown(zone, second)
+    first = next(at for reading in CronSim(expression, shown) if (at := _moment(zone, reading, second)) is not None)
+    day_later = second + 86_400
+    if _shown(zone, day_later) - shown >= timedelta(days=1):
+        return first
+    # The clock is put back within a day: from then on it shows times again that it has shown before.
+    low, high = second, day_later
+    while high - low > 1:
+        middle = (low + high) // 2
+        is_after = _shown(zone, middle) - shown < timedelta(seconds=middle - second)
+        low, high = (low, middle) if is_after else (middle, high)
+    again = CronSim(expression, _shown(zone, high) - timedelta(minutes=1))
+    return min(first, next(at for reading in again if (at := _moment(zone, reading, low)) is not None))
+
+
+def _shown(zone: ZoneInfo, second: int) -> datetime:
+    """What the zone's clock shows."""
+    return datetime.fromtimestamp(second, zone).replace(tzinfo=None, fold=0)
+
+
+def _moment(zone: ZoneInfo, reading: datetime, second: int) -> int | None:
+    """The first moment after another at which the zone's clock shows a time; None if it never does."""
+    moments = [round(reading.replace(tzinfo=zone, fold=fold).timestamp()) for fold in (0, 1)]
+    return min((at for at in moments if at > second and _shown(zone, at) == reading), default=None)
 
 
 class Every(NamedTuple):

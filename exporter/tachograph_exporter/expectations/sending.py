@@ -13,6 +13,8 @@ import hmac
 import logging
 import threading
 import time
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
 from typing import Final
 
@@ -26,12 +28,21 @@ from tachograph_exporter.expectations.routing import Target
 WEBHOOK_SECONDS: Final = 10.0
 """How long a webhook has to answer."""
 APPRISE_SECONDS: Final = 30.0
+MAX_RETRY_AFTER_SECONDS: Final = 3600.0
+"""Longer than this no receiver can put a message off."""
 _SECRET_PREFIX: Final = "whsec_"  # noqa: S105
 NO_APPRISE: Final = "needs apprise: pip install 'tachograph[notify]'"
 
 
 class NotSent(TachographError):
-    """A message was not taken; the text says why, without the address."""
+    """A message was not taken; the text says why, without the address.
+
+    ``retry_seconds``: the receiver asks not to be tried again before.
+    """
+
+    def __init__(self, message: str, retry_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
 
 
 class MaybeSent(TachographError):
@@ -79,12 +90,28 @@ async def _post(target: Target, body: bytes, message_id: str) -> None:
             session.post(target.url, data=body, headers=headers, allow_redirects=False) as response,
         ):
             if not 200 <= response.status < 300:
-                raise NotSent(f"it answered {response.status}")
+                raise NotSent(f"it answered {response.status}", retry_after(response.headers.get("Retry-After", "")))
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
         # What is raised may hold the address.
         if isinstance(error, TimeoutError):
             raise NotSent(f"no answer in {WEBHOOK_SECONDS:g} s") from None
         raise NotSent(f"it cannot be reached: {type(error).__name__}") from None
+
+
+def retry_after(header: str, now: float | None = None) -> float:
+    """Seconds of a header ``Retry-After``, a number or a date (RFC 9110, section 10.2.3); 0 for anything else.
+
+    ``now``: unix seconds.
+    """
+    text = header.strip()
+    if text.isascii() and text.isdecimal():
+        return min(float(text), MAX_RETRY_AFTER_SECONDS)
+    try:
+        moment = parsedate_to_datetime(text)
+        seconds = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - (time.time() if now is None else now)
+    except (ValueError, OverflowError, OSError):
+        return 0.0
+    return min(max(0.0, seconds), MAX_RETRY_AFTER_SECONDS)
 
 
 def _notify(target: Target, message: NoticeMessage) -> None:
@@ -107,7 +134,11 @@ def _notify(target: Target, message: NoticeMessage) -> None:
             if not sender.add(target.url):
                 outcome.append(None)
                 return
-            outcome.append(bool(sender.notify(title=message.title, body=message.text, notify_type=kind)))
+            # As text: where a service wants HTML or Markdown, apprise makes that of it, and names stay names.
+            is_sent = sender.notify(
+                title=message.title, body=message.text, notify_type=kind, body_format=apprise.NotifyFormat.TEXT
+            )
+            outcome.append(bool(is_sent))
         except Exception:
             outcome.append(False)
 

@@ -59,7 +59,9 @@ def transitions(told: Sequence[Told], findings: Sequence[Finding], now_ns: int) 
             if ended is None and kind in _MANY:
                 # What was told of a step went on as that of its execution.
                 ended = next((f for f in over if f.execution_id == current.key.partition("/")[0]), None)
-            if not _goes_on(kind, ended, lasting):
+            # What began later than now began before the clock was set back: nothing says yet that it is over.
+            is_ahead = ended is None and lasting is None and current.opened_ns > now_ns
+            if not is_ahead and not _goes_on(kind, ended, lasting):
                 until = (ended.until_ns if ended is not None else None) or now_ns
                 text = ended.recovery if ended is not None else ""
                 last = ended.execution_id if ended is not None else None

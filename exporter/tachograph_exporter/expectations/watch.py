@@ -28,7 +28,7 @@ from tachograph_exporter.expectations.routing import Target
 from tachograph_exporter.expectations.transitions import Told, Transitions, open_kinds, transitions
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.store import expectations as expectation_rows
-from tachograph_exporter.store import facts, notices, state
+from tachograph_exporter.store import facts, locking, notices, state
 from tachograph_exporter.store import silences as silence_rows
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.notices import Message, NewNotice
@@ -263,17 +263,24 @@ class Watch:
 
     def _tell(self, connection: Connection, *, expected: Expected, change: Transitions, now_ns: int) -> bool:
         """Store what is to be told, with the messages. Returns whether that was news."""
+        # A service that takes over may find the same at the same time, and say it in other words.
+        locking.lock(connection)
         slug = self.slugs.get(expected.workspace_id, "")
         silences = silence_rows.silences(connection, now_ns)
         is_news = False
         no_recovery = {target.name for target in self._targets if not target.recoveries}
+        not_before = partial(self._not_before, now_ns)
         for recovery in change.recovered:
             text = recovery.text
             if recovery.told.kind in (OVERDUE, STUCK):
                 text = _with_reason(connection, expected.workspace_id, text, recovery.execution_id)
-            resolved = notices.resolve(connection, recovery.told.id, recovery.until_ns, text, now_ns, no_recovery)
+            told_id, until_ns = recovery.told.id, recovery.until_ns
+            resolved = notices.resolve(connection, told_id, until_ns, text, now_ns, no_recovery, not_before)
             is_news = resolved or is_news
         for finding in change.opened:
+            place = (expected.workspace_id, expected.workflow, finding.kind)
+            if finding.until_ns is None and notices.is_open(connection, *place):
+                continue
             text = _with_reason(connection, expected.workspace_id, finding.text, finding.execution_id)
             silence = _covering(silences, expected.workspace_id, expected.workflow, finding.kind, finding.severity)
             new = NewNotice(
@@ -284,6 +291,11 @@ class Watch:
             messages = self._messages(slug, expected, finding, silence is not None, now_ns)
             is_news = notices.tell(connection, new, now_ns, messages, no_recovery) is not None or is_news
         return is_news
+
+    def _not_before(self, now_ns: int, target: str, severity: str) -> int:
+        """When a receiver may be told; one that is not known here at once, by the service that has it."""
+        mine = next((entry for entry in self._targets if entry.name == target), None)
+        return now_ns if mine is None else mine.not_before(severity, now_ns)
 
     def _messages(
         self, workspace: str, expected: Expected, finding: Finding, is_silent: bool, now_ns: int

@@ -168,6 +168,14 @@ GEN_AI: Final[tuple[Rule, ...]] = (
           cause=retry_cause),
 )  # fmt: skip
 
+# pydantic_graph 2.68, by logfire: its graph_builder. The name of a graph is only in that of its span.
+PYDANTIC_GRAPH: Final[tuple[Rule, ...]] = (
+    _agent("pydantic-graph", "workflow", lambda span: span.name.removeprefix("run graph "), scopes=("pydantic-graph",),
+           names=("run graph ",), has=("graph",)),
+    _step("pydantic-graph", "task", attribute("node_id"), scopes=("pydantic-graph",), names=("run node ",),
+          has=("node_id",)),
+)  # fmt: skip
+
 OPENINFERENCE: Final[tuple[Rule, ...]] = (
     # What the OpenAI Agents SDK puts around each turn and each run; an agent's own span is in between, and does not say
     # that its last turn failed.
@@ -198,7 +206,7 @@ OPENLLMETRY: Final[tuple[Rule, ...]] = (
     _step("openllmetry", "tool", _name_or_span("traceloop.entity.name"), equals={"traceloop.span.kind": "tool"}),
 )  # fmt: skip
 
-AGENT_RULES: Final = (*OPENAI_AGENTS_BY_LOGFIRE, *GEN_AI, *OPENINFERENCE, *OPENLLMETRY)
+AGENT_RULES: Final = (*OPENAI_AGENTS_BY_LOGFIRE, *PYDANTIC_GRAPH, *GEN_AI, *OPENINFERENCE, *OPENLLMETRY)
 
 
 def is_nameless_graph(node: SpanRecord, span: SpanRecord) -> bool:

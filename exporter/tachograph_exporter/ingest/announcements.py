@@ -4,19 +4,24 @@ Listeners receive an event of an ingested execution once, however often its trac
 arrived and the execution's workflow is known. When a step may still get more spans (further attempts, or work that
 outlasts the span above it), its events are withheld until the execution has ended and its trace has been quiet; until
 then only the starts of the execution and of steps that run are announced.
+
+What was announced is found by assembling the spans as they were then (`as_announced`): whatever assembles a trace notes
+of each of its spans what has been announced now (`changed_states`), of those that had arrived before, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from enum import IntEnum
 from typing import Any, Final
 
+import msgspec
 from sqlalchemy import Connection, Row, update
 
 from tachograph.events import Event, ExecutionFinished, ExecutionStarted, Heartbeat
 from tachograph_exporter.ingest.assembly.executions import AssembledExecution, EventKey
+from tachograph_exporter.ingest.spans import SpanRecord
 from tachograph_exporter.store.keyed import change_each
 from tachograph_exporter.store.schema import spans, traces
 
@@ -32,11 +37,79 @@ class Announced(IntEnum):
     """Only that the execution which begins with this span has started."""
     BEGUN = 3
     """Only that, and that the attempt which this span is has started."""
+    OPEN = 4
+    """Everything that it told before it ended, and nothing since."""
+    INNER = 5
+    """Everything of the execution which begins with this span, and nothing of the step that it is of another one."""
 
 
-def keys_of(executions: Collection[AssembledExecution]) -> set[EventKey]:
-    """The keys of all events of executions whose workflow is known."""
-    return {key for execution in executions if execution.is_named for key, _ in execution.keyed()}
+_BY_KNOWLEDGE: Final = {
+    state: place
+    for place, state in enumerate(
+        (Announced.NOTHING, Announced.START, Announced.BEGUN, Announced.INNER, Announced.OPEN, Announced.EVERYTHING)
+    )
+}
+"""The least that listeners know comes first."""
+
+
+def as_announced(told: Iterable[SpanRecord], states: Mapping[str, Announced]) -> list[SpanRecord]:
+    """Those of a trace's spans that were announced, as they were then. ``states``: what was, by span id."""
+    known = []
+    for span in told:
+        state = states.get(span.span_id)
+        if state is Announced.EVERYTHING or state is Announced.INNER:
+            known.append(span)
+        elif state is Announced.OPEN:
+            known.append(as_open(span))
+    return known
+
+
+def as_open(span: SpanRecord) -> SpanRecord:
+    """A span as it was before it ended."""
+    return msgspec.structs.replace(span, end_ns=0, status_code=0, status_message="", exception=None, events=())
+
+
+def changed_states(
+    before: Mapping[str, Announced], now: Mapping[str, Announced] | None, untold: Container[str] = ()
+) -> dict[str, Announced]:
+    """What is announced of the spans of a trace that has been assembled, where their rows say otherwise.
+
+    ``before``: what the rows say, by span id; ``untold``: those of them that were stored only. ``now``: what is
+    announced of which spans (see `Update.withheld`); None: everything is.
+    """
+    changed = {}
+    for span_id, state in before.items():
+        known = Announced.EVERYTHING if now is None else now.get(span_id, Announced.NOTHING)
+        if state is Announced.EVERYTHING and span_id in untold:
+            # Its row says nothing.
+            if known is not state:
+                changed[span_id] = known
+        elif _BY_KNOWLEDGE[known] > _BY_KNOWLEDGE[state]:
+            changed[span_id] = known
+    return changed
+
+
+def when_rewritten(before: Announced) -> Announced:
+    """What is announced of a span that has arrived again, and that its trace has not been assembled with since."""
+    if before is Announced.EVERYTHING:
+        return Announced.OPEN
+    return Announced.START if before is Announced.INNER else before
+
+
+def when_assembled(now: Announced, before: Announced) -> Announced:
+    """What is announced of a span that has arrived again: ``now``, by its trace, and what was ``before``."""
+    if now in (Announced.EVERYTHING, Announced.INNER):
+        return now
+    return Announced.OPEN if before in (Announced.EVERYTHING, Announced.OPEN) else now
+
+
+def keys_of(executions: Collection[AssembledExecution], inner: AbstractSet[str] = frozenset()) -> set[EventKey]:
+    """The keys of all events of executions whose workflow is known.
+
+    ``inner``: spans that begin an execution, and tell nothing of the step that this is of another one.
+    """
+    keys = {key for execution in executions if execution.is_named for key, _ in execution.keyed()}
+    return {key for key in keys if key[1] not in inner} if inner else keys
 
 
 def start_key(execution_id: str) -> EventKey:
@@ -65,39 +138,12 @@ def unannounced(
     ]
 
 
-def mark_reassembled(
-    connection: Connection,
-    workspace_id: str,
-    trace_id: str,
-    announced: Mapping[str, Announced],
-    withheld: Mapping[str, Announced] | None,
-) -> None:
-    """Note what was announced when a trace was assembled again.
-
-    ``announced``: by span id, what had been announced of the spans it was assembled from. ``withheld``: of which spans
-    only a start is announced, and which; None: everything is announced.
-    """
-    if withheld is None:
-        ids = [span_id for span_id, state in announced.items() if state is not Announced.EVERYTHING]
-        _mark(connection, workspace_id, trace_id, ids, Announced.EVERYTHING)
-    else:
-        mark_started(connection, workspace_id, trace_id, withheld)
-
-
-def mark_started(connection: Connection, workspace_id: str, trace_id: str, withheld: Mapping[str, Announced]) -> None:
-    """Note the spans of a trace of which only a start is announced."""
-    for state in (Announced.START, Announced.BEGUN):
-        ids = [span_id for span_id, started in withheld.items() if started is state]
-        _mark(connection, workspace_id, trace_id, ids, state)
-
-
-def _mark(
-    connection: Connection, workspace_id: str, trace_id: str, span_ids: Collection[str], state: Announced
-) -> None:
+def mark_announced(connection: Connection, workspace_id: str, trace_id: str, states: Mapping[str, Announced]) -> None:
+    """Write what is announced of these spans of a trace."""
     is_of_trace = (spans.c.workspace_id == workspace_id) & (spans.c.trace_id == trace_id)
-    change_each(
-        connection, update(spans).where(is_of_trace).values(told=state.value), spans.c.span_id, sorted(span_ids)
-    )
+    for state in sorted(set(states.values())):
+        ids = sorted([span_id for span_id, announced in states.items() if announced is state])
+        change_each(connection, update(spans).where(is_of_trace).values(told=state.value), spans.c.span_id, ids)
 
 
 def untold_of(row: Row[Any]) -> list[str]:
@@ -116,14 +162,21 @@ def note_untold(announced: Mapping[str, dict[str, Announced]], rows: Mapping[str
     """Correct what the rows of spans say was announced by what the rows of their traces say. Both by trace."""
     for trace_id, row in rows.items():
         if row.untold and (states := announced.get(trace_id)):
-            states |= {span_id: Announced.NOTHING for span_id in untold_of(row) if span_id in states}
+            new = [i for i in untold_of(row) if states.get(i) is Announced.EVERYTHING]
+            states |= dict.fromkeys(new, Announced.NOTHING)
 
 
 def write_untold(connection: Connection, workspace_id: str, rows: Mapping[str, Row[Any]]) -> None:
-    """Write to the rows of spans what the rows of their traces say: that nothing was announced of them."""
+    """Write to the rows of spans what the rows of their traces say: that nothing was announced of those stored only.
+
+    The row of a span that had been assembled, and has arrived again since, says itself what is known of it.
+    """
     untold = {trace_id: ids for trace_id, row in rows.items() if (ids := untold_of(row))}
+    is_new = spans.c.told == Announced.EVERYTHING.value
     for trace_id, span_ids in untold.items():
-        _mark(connection, workspace_id, trace_id, span_ids, Announced.NOTHING)
+        is_of_trace = (spans.c.workspace_id == workspace_id) & (spans.c.trace_id == trace_id)
+        change = update(spans).where(is_of_trace, is_new).values(told=Announced.NOTHING.value)
+        change_each(connection, change, spans.c.span_id, sorted(span_ids))
     _write_traces(connection, workspace_id, untold, {"untold": None})
 
 
@@ -131,21 +184,16 @@ def mark_assembled(
     connection: Connection,
     workspace_id: str,
     rows: Mapping[str, Row[Any]],
-    withheld: Mapping[str, Mapping[str, Announced]],
     due: Mapping[str, int | None],
 ) -> None:
-    """Note that traces were assembled with the spans that had only been stored, and what was announced of these.
+    """Note that traces were assembled with the spans that had only been stored.
 
-    ``rows``: by trace, as they were. ``withheld``: by trace, of which spans only a start is announced, and which; if a
-    trace has no entry, everything is. ``due``: when to assemble a trace again (None: never); the others stay as due as
+    ``rows``: by trace, as they were. ``due``: when to assemble a trace again (None: never); the others stay as due as
     they are.
     """
     due_at: dict[int | None, list[str]] = {}
     kept: list[str] = []
     for trace_id, row in rows.items():
-        if row.untold and (states := withheld.get(trace_id)) is not None:
-            ids = [span_id for span_id in untold_of(row) if span_id not in states]
-            _mark(connection, workspace_id, trace_id, ids, Announced.NOTHING)
         if trace_id in due:
             due_at.setdefault(due[trace_id], []).append(trace_id)
         elif row.untold:

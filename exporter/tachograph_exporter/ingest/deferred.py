@@ -63,9 +63,9 @@ class DeferredTraces:
     def __len__(self) -> int:
         return len(self._traces)
 
-    def add(self, workspace_id: str, workspace: str, trace_id: str, spans: Sequence[SpanRecord], at_ns: int) -> None:
-        """Remember to assemble a trace, of which these spans have been stored at ``at_ns``."""
-        trace = _Trace(workspace_id, workspace, trace_id)
+    def add(self, workspace_id: str, workspace: str, trace_id: str, stored: Kept) -> None:
+        """Remember to assemble a trace, of which these spans have been stored."""
+        trace, spans = _Trace(workspace_id, workspace, trace_id), stored.spans
         known = self._traces.get(trace)
         self._spans += len(spans)
         if known is not None:
@@ -74,7 +74,7 @@ class DeferredTraces:
             self._traces[trace] = _Waiting(known.since, known.spans + len(spans), None)
             return
         size = _size_of(spans)
-        kept = Kept(at_ns, spans) if self._bytes + size <= _KEPT_BYTES else None
+        kept = stored if stored.at_ns and self._bytes + size <= _KEPT_BYTES else None
         self._bytes += size if kept is not None else 0
         self._traces[trace] = _Waiting(time.monotonic(), len(spans), kept)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection
 
-from tachograph_exporter.ingest.announcements import Announced
+from tachograph_exporter.ingest.announcements import Announced, as_announced, as_open
 from tachograph_exporter.ingest.log_records import EXCEPTION
 from tachograph_exporter.ingest.rules import Rulebook
 from tachograph_exporter.ingest.spans import SpanRecord
@@ -69,8 +69,9 @@ class Readings:
             whole = together.read(own)
             earlier = together.read({trace_id: told[trace_id] for trace_id in present})
             states = together.states({trace_id: announced.get(trace_id, {}) for trace_id in present})
-        earlier = [span for span in earlier if states.get(span.span_id) is Announced.EVERYTHING]
-        self.readings[unit.key] = Reading(whole, states, earlier, is_quiet, unit.traces)
+        started = [as_open(span) for span in earlier if states.get(span.span_id) is Announced.START]
+        earlier = as_announced(earlier, states)
+        self.readings[unit.key] = Reading(whole, states, earlier, is_quiet, unit.traces, started)
 
     def leave_out_faults(self, executions: TraceExecutions, workspace: str, now_ns: int) -> list[Fault]:
         """Leave out of groups what cannot be assembled even by itself, so that the rest can be. Returns these traces.

@@ -14,7 +14,7 @@ from tachograph.errors import StoreUnavailable
 from tachograph.events import Event
 from tachograph.quiet_log import QuietLog
 from tachograph_exporter.ingest import rests, span_rows, span_store, trace_executions
-from tachograph_exporter.ingest.announcements import Announced, mark_reassembled, write_untold
+from tachograph_exporter.ingest.announcements import changed_states, mark_announced, write_untold
 from tachograph_exporter.ingest.leases import lost_as_told, lost_now, with_losses
 from tachograph_exporter.ingest.readings import Readings, add_logged_errors
 from tachograph_exporter.ingest.span_store import SpanStore
@@ -164,8 +164,9 @@ def _reassemble(store: SpanStore, due: DueTrace) -> None:
         result = store.assemble(connection, workspace_id, due.workspace, readings, now)
         withheld = readings.by_trace(result.withheld)
         for trace_id, own in kept.spans.items():
-            states = {span.span_id: announced[trace_id].get(span.span_id, Announced.EVERYTHING) for span in own}
-            mark_reassembled(connection, workspace_id, trace_id, states, withheld.get(trace_id))
+            states = {i: announced[trace_id][i] for span in own if (i := span.span_id) in announced[trace_id]}
+            changed = changed_states(states, withheld.get(trace_id))
+            mark_announced(connection, workspace_id, trace_id, changed)
         open_spans.mark_told(connection, workspace_id, sorted(leases))
         took = time.monotonic() - began
         soon = now + max(round(span_rows.LATER_SECONDS * NS), rests.rest_ns(took))

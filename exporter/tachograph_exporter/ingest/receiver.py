@@ -224,8 +224,8 @@ class Receiver:
         else:
             self._note_dropped(dropped)
             for workspace_id, workspace, taken in deferred:
-                for trace_id, spans in taken.deferred.items():
-                    self._deferred.add(workspace_id, workspace, trace_id, spans, taken.at_ns)
+                for trace_id, kept in taken.deferred.items():
+                    self._deferred.add(workspace_id, workspace, trace_id, kept)
             for read, answer in zip(batch, answers, strict=True):
                 self.stored += answer.stored
                 self.rejected += answer.rejected

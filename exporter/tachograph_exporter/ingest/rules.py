@@ -6,6 +6,7 @@ In a trace that no rule knows, the root span is the execution and its children a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, IntEnum
 from typing import Any, Final, NamedTuple
@@ -198,7 +199,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     def matches(self, span: SpanRecord) -> bool:
         """Whether the span matches."""
-        # Loops, because every rule checks every span: `all` and `any` cost four times as much.
+        # Loops, because each span is checked by several rules: `all` and `any` cost four times as much.
         attributes, resource = span.attributes, span.resource_attributes
         if self.names and not span.name.startswith(self.names):
             return False
@@ -253,12 +254,22 @@ class Rulebook:
     def __init__(self, rules: Sequence[Rule], prices: Prices = NO_PRICES) -> None:
         self.rules = tuple(rules)
         self.prices = prices
-        # Most spans match no rule; these sets show that without trying every rule.
-        self._attributes = frozenset(name for rule in rules for name in (*rule.has, *rule.equals))
-        self._resource = frozenset(name for rule in rules for name in rule.resource_has)
-        self._names = tuple(
-            name for rule in rules if not (rule.has or rule.equals or rule.resource_has) for name in rule.names or ("",)
-        )
+        # By something that a span must have to match them, so that few are tried; numbers are those of `rules`.
+        self._by_value: dict[str, dict[Any, list[int]]] = {}
+        self._by_attribute: dict[str, list[int]] = {}
+        self._by_resource: dict[str, list[int]] = {}
+        self._others: list[int] = []
+        shared = Counter(name for rule in rules for name in rule.has)
+        for number, rule in enumerate(self.rules):
+            value = next(((name, value) for name, value in rule.equals.items() if isinstance(value, str)), None)
+            if value is not None:
+                self._by_value.setdefault(value[0], {}).setdefault(value[1], []).append(number)
+            elif rule.has:
+                self._by_attribute.setdefault(min(rule.has, key=shared.__getitem__), []).append(number)
+            elif rule.resource_has:
+                self._by_resource.setdefault(rule.resource_has[0], []).append(number)
+            else:
+                self._others.append(number)
         self._reused = tuple(name for rule in rules if rule.reused for name in rule.names)
         tying = [rule for rule in rules if rule.across_traces or rule.linked or rule.together is not None]
         self._tying = frozenset(name for rule in tying for name in (*rule.has, *rule.equals))
@@ -266,13 +277,22 @@ class Rulebook:
 
     def find(self, span: SpanRecord) -> Rule | None:
         """The first rule that matches a span, if any."""
-        if (
-            self._attributes.isdisjoint(span.attributes)
-            and self._resource.isdisjoint(span.resource_attributes)
-            and not span.name.startswith(self._names)
-        ):
-            return None
-        return next((rule for rule in self.rules if rule.matches(span)), None)
+        numbers = self._others.copy()
+        by_attribute, by_value, by_resource = self._by_attribute, self._by_value, self._by_resource
+        for name, value in span.attributes.items():
+            if name in by_attribute:
+                numbers += by_attribute[name]
+            if name in by_value and isinstance(value, str):
+                numbers += by_value[name].get(value, ())
+        for name in span.resource_attributes:
+            if name in by_resource:
+                numbers += by_resource[name]
+        numbers.sort()
+        for number in numbers:
+            rule = self.rules[number]
+            if rule.matches(span):
+                return rule
+        return None
 
     def may_tie(self, span: SpanRecord) -> bool:
         """Whether a span may tie its trace to others (`Rule.across_traces`, `Rule.linked`, `Rule.together`)."""

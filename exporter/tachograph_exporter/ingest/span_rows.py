@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, bindparam, select, update
@@ -13,7 +13,7 @@ from tachograph.clock import NS
 from tachograph_exporter.ingest.announcements import Announced, with_more_untold
 from tachograph_exporter.ingest.rests import Rests
 from tachograph_exporter.ingest.spans import SpanRecord, StoredSpan, stored_record
-from tachograph_exporter.store.inserting import insert_many, upsert
+from tachograph_exporter.store.inserting import insert_many, insert_new, upsert
 from tachograph_exporter.store.keyed import KEYS, keyed
 from tachograph_exporter.store.schema import span_resources, spans, traces
 from tachograph_exporter.store.span_index import Notes, Source, SpanIndex, day_of
@@ -53,6 +53,7 @@ _ENDS: Final = keyed(
 _ANNOUNCED: Final = select(_spans.span_id, _spans.told).where(
     _spans.workspace_id == bindparam("workspace"), _spans.trace_id == bindparam("trace")
 )
+_STATES: Final = keyed(_ANNOUNCED, spans.c.span_id)
 _TRACES: Final = keyed(select(traces).where(_traces.workspace_id == bindparam("workspace")), traces.c.trace_id)
 
 
@@ -78,22 +79,27 @@ class SpanRows:
         fresh: Mapping[str, Sequence[SpanRecord]],
         counts: Mapping[str, int],
         withheld: Mapping[str, Mapping[str, Announced]],
+        again: Mapping[str, Mapping[str, Announced]] = {},
+        new: Collection[str] = (),
     ) -> None:
         """Write spans (by trace id) with their resources, and note in the index what they say.
 
-        ``counts``: spans that are assembled together, by trace id. ``withheld``: see `Update`.
+        ``counts``: spans that are assembled together, by trace id. ``withheld``: see `Update`. ``again``: by trace,
+        what is announced of those of the spans that are there already. ``new``: ids of traces of which no span was
+        stored before.
         """
         resources: dict[str, bytes] = {}
         index, notes = self._index, self._index.begin()
-        rows = []
+        rows, new_rows = list[tuple[Any, ...]](), list[tuple[Any, ...]]()
         for trace_id, trace_spans in fresh.items():
+            into = new_rows if trace_id in new else rows
             is_announced = counts[trace_id] <= MAX_AT_ONCE and trace_id not in withheld
             others = Announced.EVERYTHING if is_announced else Announced.NOTHING
-            starts = withheld.get(trace_id, {})
+            starts = {**withheld.get(trace_id, {}), **again.get(trace_id, {})}
             for span in trace_spans:
                 told = starts.get(span.span_id, others).value
                 resources[span.resource_id] = span.resource
-                rows.append(
+                into.append(
                     (workspace_id, trace_id, span.span_id, span.parent_span_id, span.name, span.service, span.start_ns,
                      span.end_ns, span.resource_id, span.payload, told, _small(span.kind), _small(span.status_code))
                 )  # fmt: skip
@@ -104,11 +110,12 @@ class SpanRows:
         # In order: other writers may add the same ones now.
         insert_many(connection, self._put_resource, sorted(resources.items()))
         insert_many(connection, self._put_span, rows)
+        insert_new(connection, spans, self._put_span, new_rows)
         scopes = {
             trace_id: [(span.start_ns, (span.attributes, span.resource_attributes)) for span in trace_spans]
             for trace_id, trace_spans in fresh.items()
         }
-        self._noted.append(self._values.note(connection, workspace_id, scopes))
+        self._noted.append(self._values.note(connection, workspace_id, scopes, new))
         if notes.pending:
             index.write(connection, notes)
         self._notes.append(notes)
@@ -142,7 +149,7 @@ class SpanRows:
         together with those of a trace, these included, where it is not alone. ``deferred_ns``: the traces have not been
         assembled with these spans; by then they are.
         """
-        changed = []
+        changed, new = list[tuple[Any, ...]](), list[tuple[Any, ...]]()
         for trace_id, trace_spans in fresh.items():
             row = rows.get(trace_id)
             start = min([span.start_ns for span in trace_spans])
@@ -167,11 +174,12 @@ class SpanRows:
             elif deferred_ns is not None:
                 due_ns = min(row.due_ns, deferred_ns) if row is not None and row.due_ns is not None else deferred_ns
                 untold = with_more_untold(row, [span.span_id for span in trace_spans])
-            changed.append(
+            (new if row is None else changed).append(
                 (workspace_id, trace_id, counts[trace_id], now, start, end, rank, root_start, service, name, due_ns,
                  untold)
             )  # fmt: skip
         insert_many(connection, self._put_trace, changed)
+        insert_new(connection, traces, self._put_trace, new)
 
 
 def _small(number: int) -> int:
@@ -214,6 +222,18 @@ def announced_of(connection: Connection, workspace_id: str, trace_id: str) -> di
     """What the rows of a trace's spans say was announced of them, by span id."""
     rows = connection.execute(_ANNOUNCED, {"workspace": workspace_id, "trace": trace_id})
     return {row[0]: Announced(row[1]) for row in rows}
+
+
+def states_of(
+    connection: Connection, workspace_id: str, trace_id: str, span_ids: Sequence[str]
+) -> dict[str, Announced]:
+    """What the rows of these spans say was announced of them, by span id."""
+    states: dict[str, Announced] = {}
+    for i in range(0, len(span_ids), _CHUNK):
+        parameters = {"workspace": workspace_id, "trace": trace_id, KEYS: span_ids[i : i + _CHUNK]}
+        rows = connection.execute(_STATES.of(connection.dialect), parameters)
+        states |= {row[0]: Announced(row[1]) for row in rows}
+    return states
 
 
 def ends_of(connection: Connection, workspace_id: str, trace_id: str, span_ids: Sequence[str]) -> dict[str, int]:

@@ -24,10 +24,13 @@ from tachograph.events import Event
 from tachograph.quiet_log import QuietLog
 from tachograph_exporter.ingest.announcements import (
     Announced,
+    changed_states,
+    mark_announced,
     mark_assembled,
-    mark_started,
     note_untold,
     untold_of,
+    when_assembled,
+    when_rewritten,
     write_untold,
 )
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
@@ -43,6 +46,7 @@ from tachograph_exporter.ingest.span_rows import (
     ends_of,
     make_due,
     of_trace,
+    states_of,
     stored_spans,
     trace_rows,
 )
@@ -73,18 +77,20 @@ quiet: Final = QuietLog(logging.getLogger(__name__))
 class Taken(NamedTuple):
     """What became of spans: events that listeners have not received, the number of new spans, and refused spans.
 
-    ``deferred``: the new spans that executions do not have yet, by trace; ``at_ns``: when these were stored.
+    ``deferred``: the new spans that executions do not have yet, by trace.
     """
 
     events: list[Event]
     stored: int
     refused: AbstractSet[SpanKey]
-    deferred: Mapping[str, Sequence[SpanRecord]] = {}
-    at_ns: int = 0
+    deferred: Mapping[str, Kept] = {}
 
 
 class Kept(NamedTuple):
-    """The spans of a trace that was stored as a whole at ``at_ns`` and has not been assembled. It is not read again."""
+    """Spans of a trace that were stored at ``at_ns``, and with which it has not been assembled.
+
+    If they are all of the trace, it is not read again. ``at_ns`` is 0 if it has to be in any case.
+    """
 
     at_ns: int
     spans: Sequence[SpanRecord]
@@ -234,9 +240,11 @@ class SpanStore:
         fresh: dict[str, list[SpanRecord]] = {}
         refused: set[SpanKey] = set()
         counts: dict[str, int] = {}
+        ends_by_trace: dict[str, Mapping[str, int]] = {}
         for trace_id, trace_spans in candidates.items():
             row = rows.get(trace_id)
             ends = _ends(connection, workspace_id, trace_id, row, stored.get(trace_id), list(trace_spans))
+            ends_by_trace[trace_id] = ends
             count = row.span_count if row is not None else 0
             chosen = []
             for span_id, span in trace_spans.items():
@@ -271,21 +279,48 @@ class SpanStore:
             readings.add(unit, whole, told, announced)
         update = self.assemble(connection, workspace_id, workspace, readings, now, emptied, arrived=fresh.keys())
         withheld = readings.by_trace(update.withheld)
+        again = {}
+        for trace_id, own in fresh.items():
+            known = [span.span_id for span in own if span.span_id in ends_by_trace[trace_id]]
+            if not known:
+                continue
+            if trace_id in whole:
+                states, now_told = announced.get(trace_id, {}), withheld.get(trace_id)
+                if now_told is not None:
+                    again[trace_id] = {
+                        i: when_assembled(now_told.get(i, Announced.NOTHING), states[i]) for i in known if i in states
+                    }
+            else:
+                again[trace_id] = self._unread(connection, workspace_id, trace_id, known, rows.get(trace_id))
         if fresh:
-            self._rows.put(connection, workspace_id, fresh, sizes, withheld)
+            self._rows.put(connection, workspace_id, fresh, sizes, withheld, again, fresh.keys() - rows.keys())
             due = {trace_id: update.due[key] for trace_id in fresh if (key := units[trace_id].key) in update.due}
             deferred_ns = now + round(DEFERRED_SECONDS * NS) if is_hurried else None
             self._rows.put_traces(
                 connection, workspace_id, fresh, counts, rows, due, now, sizes, deferred_ns=deferred_ns
             )
-            for trace_id, states in withheld.items():
-                # Of spans that had arrived before, too.
-                before_it = announced.get(trace_id, {})
-                later = {i: state for i, state in states.items() if before_it.get(i, state) is not state}
-                mark_started(connection, workspace_id, trace_id, later)
+            for trace_id in whole:
+                # Of the spans that had arrived before, too.
+                new = {span.span_id for span in fresh.get(trace_id, ())}
+                earlier = {i: state for i, state in announced.get(trace_id, {}).items() if i not in new}
+                mark_announced(connection, workspace_id, trace_id, changed_states(earlier, withheld.get(trace_id)))
         leases.write(self._open_spans, fresh, readings.traces)
-        deferred = {i: own for i, own in fresh.items() if sizes[i] <= MAX_AT_ONCE} if is_hurried else {}
-        return Taken(update.new, sum(map(len, fresh.values())), refused, deferred, now)
+        deferred = {
+            # What is known of spans that have arrived again, their rows say.
+            i: Kept(now if i not in again else 0, own)
+            for i, own in fresh.items()
+            if is_hurried and sizes[i] <= MAX_AT_ONCE
+        }
+        return Taken(update.new, sum(map(len, fresh.values())), refused, deferred)
+
+    def _unread(
+        self, connection: Connection, workspace_id: str, trace_id: str, span_ids: Sequence[str], row: Row[Any] | None
+    ) -> dict[str, Announced]:
+        """What is announced of spans that have arrived again, of a trace that is not assembled with them now."""
+        states = states_of(connection, workspace_id, trace_id, span_ids)
+        # The rows of these say nothing.
+        untold = set(untold_of(row)) if row is not None else set()
+        return {i: state if i in untold else when_rewritten(state) for i, state in states.items()}
 
     def _share(self, connection: Connection, workspace_id: str, trace_ids: Iterable[str]) -> None:
         """Write beside others that do not write to these traces."""
@@ -341,9 +376,13 @@ class SpanStore:
             is_waiting = any(again.rows[i].untold for i in unit.traces if i in again.rows)
             if not is_waiting and not again.changed.isdisjoint(unit.traces):
                 readings.add(unit, again.whole, again.told, again.announced)
-        events = self.assemble(connection, workspace_id, workspace, readings, now).new
+        update = self.assemble(connection, workspace_id, workspace, readings, now)
+        withheld = readings.by_trace(update.withheld)
+        for trace_id in readings.traces & again.announced.keys():
+            changed = changed_states(again.announced[trace_id], withheld.get(trace_id))
+            mark_announced(connection, workspace_id, trace_id, changed)
         open_spans.mark_told(connection, workspace_id, sorted(readings.traces & again.leased))
-        return events
+        return update.new
 
     def assemble_deferred(
         self,
@@ -360,6 +399,7 @@ class SpanStore:
         """
         self._share(connection, workspace_id, trace_ids)
         again = self._read_again(connection, workspace_id, trace_ids, kept)
+        in_rows = {trace_id: dict(states) for trace_id, states in again.announced.items()}
         note_untold(again.announced, again.rows)
         readings = Readings(self.book)
         for unit in again.units:
@@ -367,15 +407,15 @@ class SpanStore:
                 readings.add(unit, again.whole, again.told, again.announced)
         update = self.assemble(connection, workspace_id, workspace, readings, time.time_ns())
         withheld = readings.by_trace(update.withheld)
-        for trace_id, states in withheld.items():
-            known = again.announced.get(trace_id, {})
-            changed = {i: state for i, state in states.items() if known.get(i) is not state}
-            mark_started(connection, workspace_id, trace_id, changed)
+        for trace_id in readings.traces & again.rows.keys():
+            untold = set(untold_of(again.rows[trace_id]))
+            changed = changed_states(in_rows.get(trace_id, {}), withheld.get(trace_id), untold)
+            mark_announced(connection, workspace_id, trace_id, changed)
         due: dict[str, int | None] = {}
         for key, reading in readings.readings.items():
             due |= {i: update.due.get(key) for i in reading.traces if i in trace_ids}
         rows = {i: again.rows[i] for i in readings.traces if i in again.rows}
-        mark_assembled(connection, workspace_id, rows, withheld, due)
+        mark_assembled(connection, workspace_id, rows, due)
         open_spans.mark_told(connection, workspace_id, sorted(readings.traces & again.leased))
         return update.new
 
@@ -394,7 +434,7 @@ class SpanStore:
         stored, announced = stored_spans(connection, workspace_id, [i for i in ids if i not in whole_kept])
         for trace_id in whole_kept:
             stored[trace_id] = {span.span_id: span for span in kept[trace_id].spans}
-            announced[trace_id] = dict.fromkeys(stored[trace_id], Announced.NOTHING)
+            announced[trace_id] = dict.fromkeys(stored[trace_id], Announced.EVERYTHING)
         leases = open_spans.of_traces(connection, workspace_id, ids)
         whole: dict[str, list[SpanRecord]] = {}
         told: dict[str, list[SpanRecord]] = {}

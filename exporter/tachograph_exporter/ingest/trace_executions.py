@@ -14,7 +14,7 @@ from tachograph.reported_process import ReportedProcess
 from tachograph_exporter.ingest.announcements import Announced, keys_of, start_key, unannounced
 from tachograph_exporter.ingest.assembly.executions import AssembledExecution, EventKey, assemble
 from tachograph_exporter.ingest.lineage.vocabulary import SCOPE
-from tachograph_exporter.ingest.rules import Rulebook
+from tachograph_exporter.ingest.rules import Kind, Role, Rulebook
 from tachograph_exporter.ingest.spans import SpanRecord
 from tachograph_exporter.store import locking
 from tachograph_exporter.store.locking import Claim
@@ -41,8 +41,8 @@ class Reading(NamedTuple):
     """What is known of a trace, or of several that are assembled together.
 
     ``announced``: what listeners have received of its spans, by span id; ``earlier``: the spans that they have received
-    everything of, as they were then. ``is_quiet``: no more spans are expected. ``traces``: all of them, where there are
-    several.
+    everything of, as they were then; ``started``: those of which they know that an execution began with them, as if
+    they were open. ``is_quiet``: no more spans are expected. ``traces``: all of them, where there are several.
     """
 
     spans: Sequence[SpanRecord]
@@ -50,13 +50,14 @@ class Reading(NamedTuple):
     earlier: Sequence[SpanRecord] = ()
     is_quiet: bool = False
     traces: tuple[str, ...] = ()
+    started: Sequence[SpanRecord] = ()
 
 
 class Update(NamedTuple):
     """The result of bringing traces' executions up to date.
 
     ``new``: events that listeners have not received. ``due``: when to assemble a trace again, by the key of its
-    reading. ``withheld``: by this key, the spans of which only a start is announced, and which.
+    reading. ``withheld``: by this key, where not everything is announced, what is of which spans.
     """
 
     new: list[Event]
@@ -125,10 +126,9 @@ class TraceExecutions:
             is_recorded = not recorded_traces.isdisjoint(traces_of[trace_id])
             begun = {span_id for span_id, state in reading.announced.items() if state is Announced.BEGUN}
             starts = begun | {span_id for span_id, state in reading.announced.items() if state is Announced.START}
-            announced: set[EventKey] = set()
-            if reading.earlier:
-                avoid = avoided.get(trace_id, frozenset())
-                announced = keys_of(assemble(workspace, reading.earlier, now, self._book, avoid=avoid))
+            avoid = avoided.get(trace_id, frozenset())
+            announced = self._announced(workspace, reading, executions, now, avoid)
+            open_ids: set[str] = set()
             # Listeners hear nothing of what may turn out to be a step of something else.
             is_uncertain = not reading.is_quiet and any(execution.may_be_a_step for execution in executions)
             if is_uncertain:
@@ -145,6 +145,8 @@ class TraceExecutions:
                     unsettled.add(execution_id)
                     continue
                 is_withheld = execution.is_named and execution.may_change and not reading.is_quiet
+                if is_withheld or not execution.is_named:
+                    open_ids.add(execution_id)
                 first = execution.root if execution.root is not None else execution.spans[0]
                 if starts and any(span.span_id in starts for span in (first, *execution.spans)):
                     announced.add(start_key(execution_id))
@@ -156,14 +158,16 @@ class TraceExecutions:
                     states |= dict.fromkeys(begun & execution.starts.keys() | now_begun, Announced.BEGUN)
                 if is_withheld or not (execution.is_named or reading.is_quiet):
                     unsettled.add(execution_id)
-                # What listeners have not heard of has not ended for them, though it is stored.
-                is_known = start_key(execution_id) in announced
-                has_ended = is_known and not execution.may_change and _has_ended(rows.get(execution_id))
+                # What listeners have only heard the start of has not ended for them, though it is stored.
+                is_told = _is_told(execution, reading.announced)
+                has_ended = is_told and not execution.may_change and _has_ended(rows.get(execution_id))
                 new += unannounced(execution, announced, is_withheld=is_withheld, has_ended=has_ended)
                 if execution_id in unsettled and execution.is_finished:
                     due[trace_id] = now + round(QUIET_SECONDS * NS)
                 elif execution.root is None and not execution.is_finished and not reading.is_quiet:
                     due[trace_id] = now + round((ENDED_SECONDS if execution.is_named else QUIET_SECONDS) * NS)
+            if open_ids and not is_uncertain:
+                withheld[trace_id] = _states(reading.spans, executions, open_ids) | withheld.get(trace_id, {})
         ours = {
             row.execution_id
             for row in rows.values()
@@ -184,6 +188,33 @@ class TraceExecutions:
         for i in range(0, len(new), _MAX_EVENTS):
             self._writer.append_log(connection, new[i : i + _MAX_EVENTS])
         return Update(new, due, withheld)
+
+    def _announced(
+        self,
+        workspace: str,
+        reading: Reading,
+        executions: Sequence[AssembledExecution],
+        now: int,
+        avoid: frozenset[str],
+    ) -> set[EventKey]:
+        """The keys of what listeners have received of a trace, of which ``executions`` are those of now."""
+        if not reading.earlier:
+            return set()
+        begun = {
+            execution.root.span_id
+            for execution in executions
+            if execution.root is not None and execution.root.span_id not in execution.starts
+        }
+        roots = [span for span in reading.started if span.span_id in begun and not self._is_step(span)]
+        inner = {span_id for span_id, state in reading.announced.items() if state is Announced.INNER}
+        inner.update([root.span_id for root in roots])
+        known = assemble(workspace, [*reading.earlier, *roots], now, self._book, avoid=avoid)
+        return keys_of(known, inner)
+
+    def _is_step(self, span: SpanRecord) -> bool:
+        """Whether a span that begins an execution may be a step of it, too."""
+        rule = self._book.find(span)
+        return span.kind == Kind.PRODUCER if rule is None else rule.role is not Role.EXECUTION
 
     def _is_of(self, execution: AssembledExecution, engines: AbstractSet[str]) -> bool:
         """Whether one of these engines ran a part of an execution."""
@@ -240,6 +271,27 @@ class TraceExecutions:
         return avoided
 
 
+def _states(
+    spans: Sequence[SpanRecord], executions: Sequence[AssembledExecution], open_ids: AbstractSet[str]
+) -> dict[str, Announced]:
+    """What is announced of a trace's spans: everything, but of those of some executions nothing.
+
+    ``open_ids``: the ids of these.
+    """
+    untold = {
+        span.span_id
+        for execution in executions
+        if execution.execution.execution_id in open_ids
+        for span in (*execution.spans, *([execution.root] if execution.root is not None else ()))
+    }
+    states = {span.span_id: Announced.EVERYTHING for span in spans if span.span_id not in untold}
+    for execution in executions:
+        root, around = execution.root, execution.execution.parent_execution_id
+        if root is not None and root.span_id in states and around in open_ids:
+            states[root.span_id] = Announced.INNER
+    return states
+
+
 def _parts(events: Sequence[Event]) -> Iterator[Sequence[Event]]:
     """Events, those of an execution together, in parts of which the rows may be in memory at the same time."""
     start = 0
@@ -254,6 +306,13 @@ def _may_be_given(execution: AssembledExecution) -> bool:
     """Whether its id may come from an engine, and be any execution's. Ours derive from the trace (UUID version 5)."""
     first = execution.root if execution.root is not None else execution.spans[0]
     return execution.execution.execution_id[14] != "5" or first.scope == SCOPE or execution.has_id_of_run
+
+
+def _is_told(execution: AssembledExecution, announced: Mapping[str, Announced]) -> bool:
+    """Whether listeners have received everything of an execution, when its newest span had not arrived."""
+    if execution.root is not None and (state := announced.get(execution.root.span_id)) is not None:
+        return state in (Announced.EVERYTHING, Announced.INNER)
+    return any(announced.get(span.span_id) is Announced.EVERYTHING for span in execution.spans)
 
 
 def _has_ended(row: Row[Any] | None) -> bool:

@@ -25,7 +25,7 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, literal,
 
 from tachograph.clock import NS
 from tachograph.errors import ArchiveError
-from tachograph_exporter.store import locking, log_rows, partitions, span_values, stacks, state
+from tachograph_exporter.store import input_values, locking, log_rows, partitions, span_values, stacks, state
 from tachograph_exporter.store.archive import PART_TABLES, load_pyarrow, parquet_schema, read_records
 from tachograph_exporter.store.failure_groups import occurrences
 from tachograph_exporter.store.merging import FIRST_TERMINAL_RANK
@@ -107,6 +107,7 @@ def archive(
         if moved_today < len(ids):
             break  # Some are being written to right now; they stay for the next run.
     database.run(functools.partial(drop_days, source=Source.RECORDED, before_ns=cutoff * NS))
+    database.run(functools.partial(input_values.drop_days, before_ns=cutoff * NS))
     if directory is None:
         delete_spans(database, cutoff * NS)
         delete_logs(database, cutoff * NS)

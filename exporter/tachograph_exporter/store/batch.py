@@ -42,6 +42,7 @@ from tachograph_exporter.store.expectations import CODE, ENGINE, ENGINES
 from tachograph_exporter.store.merging import Rows, execution_rank, folded_rank, step_rank
 from tachograph_exporter.store.schema import EXECUTION_ROWS, STEP_ROWS
 from tachograph_exporter.store.span_index import Notes
+from tachograph_exporter.store.span_values import Noted
 
 _encode: Final = msgspec.json.Encoder().encode
 _NO_DEPENDENCIES: Final = "[]"
@@ -102,6 +103,8 @@ class Batch:
         """What code and engines say is expected, by workspace (a slug), workflow (a name) and source."""
         self.notes: Notes | None = None
         """What its spans say that was not in the index, if anything."""
+        self.inputs: list[Noted] = []
+        """What of their inputs was noted."""
         events = list(events)
         refs = self.refs
         for event in events:

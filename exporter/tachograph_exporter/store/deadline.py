@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection
@@ -32,15 +33,19 @@ class Deadline:
         """Seconds until then."""
         return max(0.0, self._end - time.monotonic())
 
+    def has_passed(self) -> bool:
+        """Whether it has passed."""
+        return time.monotonic() > self._end
+
     def check(self, *_: Any) -> None:
         """Raise `QueryTimeout` if it has passed."""
-        if time.monotonic() > self._end:
+        if self.has_passed():
             raise QueryTimeout(self.seconds)
 
     def call(self, work: Callable[[Connection], T], connection: Connection) -> T:
         """Call ``work`` on a connection to SQLite, whose statements end then. Raises `QueryTimeout`."""
         driver: Any = connection.connection.driver_connection
-        driver.set_progress_handler(lambda: time.monotonic() > self._end, _STEPS)
+        driver.set_progress_handler(self.has_passed, _STEPS)
         try:
             return work(connection)
         except DBAPIError as error:
@@ -49,3 +54,41 @@ class Deadline:
             raise
         finally:
             driver.set_progress_handler(None, 0)
+
+
+_CANCELED: Final = "57014"
+"""SQLSTATE of a statement that took longer than it may."""
+
+
+@contextmanager
+def limited(connection: Connection, seconds: float) -> Iterator[Deadline]:
+    """End what only reads after so many seconds; the connection can be used afterwards. Raises `QueryTimeout`.
+
+    On PostgreSQL, one statement may take so long; whoever runs several looks at the deadline in between.
+    """
+    limit = Deadline(seconds)
+    if connection.dialect.name == "sqlite":
+        driver: Any = connection.connection.driver_connection
+        driver.set_progress_handler(limit.has_passed, _STEPS)
+        try:
+            yield limit
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
+                raise QueryTimeout(seconds) from None
+            raise
+        finally:
+            outer: Deadline | None = connection.get_execution_options().get("tachograph_deadline")
+            driver.set_progress_handler(outer.has_passed if outer is not None else None, _STEPS)
+        return
+    # To roll it back ends what has failed, and takes the setting back.
+    nested = connection.begin_nested()
+    try:
+        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(1, round(seconds * 1000))}")
+        yield limit
+    except Exception as error:
+        if not connection.invalidated:
+            nested.rollback()
+        if getattr(getattr(error, "orig", None), "sqlstate", None) == _CANCELED:
+            raise QueryTimeout(seconds) from None
+        raise
+    nested.rollback()

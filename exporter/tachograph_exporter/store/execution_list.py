@@ -17,15 +17,18 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    text,
     tuple_,
     union_all,
 )
 
 from tachograph.events import ExecutionStatus
+from tachograph_exporter.store import input_values
 from tachograph_exporter.store.executions import EXECUTION_COLUMNS, open_counts
 from tachograph_exporter.store.failure_groups.reading import in_group
 from tachograph_exporter.store.rollups import read
 from tachograph_exporter.store.schema import (
+    HAS_ERROR,
     archived_executions,
     workflow_executions,
     workflow_step_executions,
@@ -79,10 +82,19 @@ class ExecutionFilter(msgspec.Struct, frozen=True, kw_only=True):
         )  # fmt: skip
         return all(value is None for value in others) and not self.step_status
 
-    def conditions(self, table: Table) -> list[ColumnElement[bool]]:
-        """The SQL conditions on a row of ``table``: executions, or archived executions."""
+    def ids(self, connection: Connection) -> list[str] | None:
+        """The ids of all executions that may be selected, if there are few; otherwise None."""
+        if self.input is None:
+            return None
+        return input_values.with_input(connection, self.workspace, self.input, self.from_ns, self.to_ns)
+
+    def conditions(self, table: Table, ids: Sequence[str] | None = None) -> list[ColumnElement[bool]]:
+        """The SQL conditions on a row of ``table``: executions, or archived executions. ``ids``: see `ids`."""
         row = table.c
-        conditions: list[ColumnElement[bool]] = [row.workspace_id == self.workspace]
+        conditions: list[Any] = [row.workspace_id == self.workspace]
+        if ids is not None:
+            # An expression, or a database might read all of the workspace.
+            conditions = [func.coalesce(row.workspace_id, "") == self.workspace, row.execution_id.in_(ids)]
         if self.workflow_id is not None:
             conditions.append(row.workflow_id == self.workflow_id)
         if self.project is not None:
@@ -100,6 +112,8 @@ class ExecutionFilter(msgspec.Struct, frozen=True, kw_only=True):
             conditions.append(duration <= self.max_duration_ns)
         if self.error is not None:
             pattern = f"%{_escaped(self.error)}%"
+            # As the index has it.
+            conditions.append(text(f"({HAS_ERROR})"))
             conditions.append(or_(row.error_message.ilike(pattern, "\\"), row.error_type.ilike(pattern, "\\")))
         if self.text is not None:
             pattern = f"%{_escaped(self.text.strip().removeprefix('…'))}%"
@@ -187,12 +201,13 @@ def executions(
     """
     sort = _SORTS[order.by]
     parts = []
+    ids = selection.ids(connection)
     tables = [(workflow_executions, [*EXECUTION_COLUMNS, null().label("archive")])]
     if has_archived(connection, selection.workspace):
         tables.append((archived_executions, [*_ARCHIVED_COLUMNS, archived_executions.c.archive.label("archive")]))
     for table, columns in tables:
         value, key = sort(table.c), table.c.execution_id
-        part = select(*columns, value.label("sorted_by")).where(*selection.conditions(table))
+        part = select(*columns, value.label("sorted_by")).where(*selection.conditions(table, ids))
         if after is not None:
             less = tuple_(value, key) < tuple_(literal(after.value), literal(after.execution_id))
             more = tuple_(value, key) > tuple_(literal(after.value), literal(after.execution_id))
@@ -226,7 +241,10 @@ def count_executions(connection: Connection, selection: ExecutionFilter) -> int:
     tables = [workflow_executions]
     if has_archived(connection, selection.workspace):
         tables.append(archived_executions)
+    ids = selection.ids(connection)
     return sum(
-        connection.execute(select(func.count()).select_from(table).where(*selection.conditions(table))).scalar_one()
+        connection.execute(
+            select(func.count()).select_from(table).where(*selection.conditions(table, ids))
+        ).scalar_one()
         for table in tables
     )

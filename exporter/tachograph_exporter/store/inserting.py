@@ -10,9 +10,13 @@ from typing import Any, Final
 from sqlalchemy import Connection, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
+from sqlalchemy.util import await_only
 
-from tachograph_exporter.store import planner_statistics
+from tachograph_exporter.store import locking, planner_statistics
 
+MIN_COPIED: Final = 50
+"""Of fewer rows, COPY is not worth its preparation."""
+_EXISTS: Final = "23505"
 _MAX_PARAMETERS: Final = 30_000
 """Most values in one statement (SQLite's own limit is 32,766)."""
 
@@ -40,6 +44,27 @@ def insert_many(connection: Connection, statement: str, rows: Sequence[tuple[Any
                 i += size
     finally:
         cursor.close()
+
+
+def insert_new(connection: Connection, table: Table, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Insert rows that nobody else can have written, with all columns, in a transaction that others write beside.
+
+    PostgreSQL gets many of them by COPY. Raises `locking.NotAlone` if one is there after all; whoever writes alone uses
+    the statement, which says what becomes of it.
+    """
+    if len(rows) < MIN_COPIED or not locking.is_shared(connection):
+        insert_many(connection, statement, rows)
+        return
+    driver: Any = connection.connection.driver_connection
+    try:
+        await_only(
+            driver.copy_records_to_table(table.name, records=rows, columns=[column.name for column in table.columns])
+        )
+    except Exception as error:
+        if getattr(error, "sqlstate", None) == _EXISTS:
+            raise locking.NotAlone from error
+        raise
+    planner_statistics.written(connection, table.name, len(rows))
 
 
 @functools.cache

@@ -8,7 +8,7 @@ One that a silence covers is `SILENCED`. It is sent when the silence is over, if
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, insert, select, update
@@ -85,6 +85,13 @@ def workflows_with_open(connection: Connection) -> set[tuple[str, str]]:
     return {(row[0], row[1]) for row in connection.execute(statement)}
 
 
+def is_open(connection: Connection, workspace_id: str, workflow: str, kind: str) -> bool:
+    """Whether a notice of a kind about a workflow is open; there is one at a time."""
+    mine = (_notices.workspace_id == workspace_id) & (_notices.workflow == workflow) & (_notices.kind == kind)
+    statement = select(_notices.id).where(mine, _notices.resolved_ns.is_(None)).limit(1)
+    return connection.execute(statement).first() is not None
+
+
 def tell(
     connection: Connection,
     new: NewNotice,
@@ -94,16 +101,20 @@ def tell(
 ) -> str | None:
     """Store a notice with its messages. Returns its id, or None if it was told before.
 
-    ``no_recovery``: receivers that are not told that it is over.
+    ``no_recovery``: receivers that are not told that it is over. Those whose quiet hours outlast it are told nothing.
     """
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     identifier = new_id(now_ns)
     statement = dialect.insert(notices).values(id=identifier, told_ns=now_ns, **new._asdict())
     if connection.execute(statement.on_conflict_do_nothing()).rowcount != 1:
         return None
-    _add(connection, identifier, OPENED, messages, now_ns)
-    if new.resolved_ns is not None:
-        _add(connection, identifier, RECOVERED, [m for m in messages if m.target not in no_recovery], now_ns + 1)
+    if new.resolved_ns is None:
+        _add(connection, identifier, OPENED, messages, now_ns)
+        return identifier
+    opened = [m._replace(state=QUIET) if m.state == PENDING and m.next_ns > now_ns else m for m in messages]
+    _add(connection, identifier, OPENED, opened, now_ns)
+    told = [m for m in opened if m.state != QUIET and m.target not in no_recovery]
+    _add(connection, identifier, RECOVERED, told, now_ns + 1)
     return identifier
 
 
@@ -114,21 +125,28 @@ def resolve(
     text: str,
     now_ns: int,
     no_recovery: Collection[str] = (),
+    next_ns: Callable[[str, str], int] | None = None,
 ) -> bool:
-    """Note that what was told is over, and tell whoever was told. Returns False if that was noted before."""
+    """Note that what was told is over, and tell whoever was told. Returns False if that was noted before.
+
+    ``no_recovery``: receivers that are not told. ``next_ns``: when a receiver may be told, by its name and the severity
+    of the notice; now, if it is left out.
+    """
     row_is = (_notices.id == notice_id) & _notices.resolved_ns.is_(None)
     values = {"resolved_ns": until_ns, "recovery": text}
     if connection.execute(update(notices).where(row_is).values(values)).rowcount != 1:
         return False
+    severity = connection.execute(select(_notices.severity).where(_notices.id == notice_id)).scalar_one()
     opened = (_deliveries.notice_id == notice_id) & (_deliveries.phase == OPENED)
     messages = []
     for row in connection.execute(select(notice_deliveries).where(opened)).all():
-        if row.state == PENDING and row.tries == 0 and row.next_ns > now_ns:
+        if row.state == PENDING and row.tries == 0 and row.next_ns > max(now_ns, row.created_ns):
             # It waits for the end of quiet hours, and there is nothing to say any more.
             mine = opened & (_deliveries.target == row.target) & (_deliveries.state == PENDING)
             connection.execute(update(notice_deliveries).where(mine).values(state=QUIET, changed_ns=now_ns))
         elif row.state in (PENDING, SENDING, SENT, UNKNOWN) and row.target not in no_recovery:
-            messages.append(Message(row.target, PENDING, now_ns))
+            at_ns = now_ns if next_ns is None else max(now_ns, next_ns(row.target, severity))
+            messages.append(Message(row.target, PENDING, at_ns))
     _add(connection, notice_id, RECOVERED, messages, now_ns)
     return True
 
@@ -181,7 +199,8 @@ class Key(NamedTuple):
 def due(connection: Connection, target: str, now_ns: int) -> Row[Any] | None:
     """The next message to a receiver, with its notice and its workspace's slug, or None.
 
-    A recovery waits for the message that it is about.
+    A recovery waits for the message that it is about. What was due when it was stored is due, whatever was done to the
+    clock since.
     """
     earlier = notice_deliveries.alias()
     is_first = ~exists().where(
@@ -192,7 +211,8 @@ def due(connection: Connection, target: str, now_ns: int) -> Row[Any] | None:
         select(notice_deliveries, *(c for c in notices.columns if c.name != "id"), workspaces.c.slug.label("workspace"))
         .join(notices, _notices.id == _deliveries.notice_id)
         .outerjoin(workspaces, workspaces.c.id == _notices.workspace_id)
-        .where(_deliveries.target == target, _deliveries.state == PENDING, _deliveries.next_ns <= now_ns, is_first)
+        .where(_deliveries.target == target, _deliveries.state == PENDING, is_first)
+        .where((_deliveries.next_ns <= now_ns) | (_deliveries.next_ns <= _deliveries.created_ns))
         .order_by(_deliveries.created_ns, _deliveries.phase)
         .limit(1)
     )
@@ -279,8 +299,13 @@ def listed(
 
 
 def forget_workflow(connection: Connection, workspace_id: str, workflow: str) -> None:
-    """Delete the notices of a workflow."""
-    _delete(connection, (_notices.workspace_id == workspace_id) & (_notices.workflow == workflow))
+    """Delete the notices of a workflow that are over, and have been told.
+
+    Whoever was told of what is open waits for its end: the service that evaluates tells it next.
+    """
+    waits = exists().where(_deliveries.notice_id == _notices.id, _deliveries.state.in_([PENDING, SENDING]))
+    is_its = (_notices.workspace_id == workspace_id) & (_notices.workflow == workflow)
+    _delete(connection, is_its & _notices.resolved_ns.is_not(None) & ~waits)
 
 
 def prune(connection: Connection, now_ns: int) -> None:

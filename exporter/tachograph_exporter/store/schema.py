@@ -33,7 +33,7 @@ from sqlalchemy import (
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0033"
+HEAD: Final = "0034"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()
@@ -80,6 +80,15 @@ workflow_definitions: Final = Table(
     Column("is_active", Boolean, nullable=False, server_default=true()),
     UniqueConstraint("workspace_id", "name"),
 )
+
+HAS_ERROR: Final = "error_type IS NOT NULL OR error_message IS NOT NULL"
+HAS_FAILED: Final = "error_type IS NOT NULL OR attempt > 1"
+"""Steps of which an attempt failed."""
+PART_CREATED: Final = "created_ns >> 40"
+EXECUTION_LENGTH: Final = "coalesce(finished_ns, 9223372036854775807) - created_ns"
+"""How long executions took; those that run are longer than any."""
+PART_STARTED: Final = "start_ns >> 40"
+TRACE_LENGTH: Final = "end_ns - start_ns"
 
 workflow_executions: Final = Table(
     "workflow_executions",
@@ -134,7 +143,11 @@ workflow_executions: Final = Table(
         sqlite_where=text("number IS NULL"),
         postgresql_where=text("number IS NULL"),
     ),
-)
+    Index("ix_executions_failed", "workspace_id", text("created_ns DESC"), sqlite_where=text(HAS_ERROR),
+          postgresql_where=text(HAS_ERROR)),
+    # By the part of time (see `store.durations`) in which they were created, and how long they took.
+    Index("ix_executions_length", "workspace_id", text(f"({PART_CREATED})"), text(f"({EXECUTION_LENGTH})")),
+)  # fmt: skip
 
 # The highest number that an execution of a workflow has, see `numbers`.
 execution_numbers: Final = Table(
@@ -192,6 +205,7 @@ workflow_step_executions: Final = Table(
     _column("resources", Text, Merge.NEWEST),
     # Before the first attempt, when it was asked for and not due yet.
     _column("scheduled_ns", BigInteger, Merge.FIRST),
+    Index("ix_steps_failed", "execution_id", sqlite_where=text(HAS_FAILED), postgresql_where=text(HAS_FAILED)),
     sqlite_with_rowid=False,
 )
 
@@ -492,7 +506,9 @@ archived_executions: Final = Table(
     Column("archive", Text, nullable=False),
     Index("ix_archived_workflow", "workspace_id", "workflow_id", text("created_ns DESC")),
     Index("ix_archived_workspace", "workspace_id", text("created_ns DESC")),
-)
+    Index("ix_archived_failed", "workspace_id", text("created_ns DESC"), sqlite_where=text(HAS_ERROR),
+          postgresql_where=text(HAS_ERROR)),
+)  # fmt: skip
 
 FAILED_OR_UNKNOWN: Final = "status = 2 OR status IS NULL"
 """Spans whose status is an error, or was not written by an earlier version."""
@@ -556,6 +572,7 @@ traces: Final = Table(
     Column("due_ns", BigInteger),
     Column("untold", LargeBinary),
     Index("ix_traces_start", "workspace_id", text("start_ns DESC"), "end_ns"),
+    Index("ix_traces_length", "workspace_id", text(f"({PART_STARTED})"), text(f"({TRACE_LENGTH})")),
     Index("ix_traces_rootless", "workspace_id", text("start_ns DESC"), "end_ns", "root_rank",
           sqlite_where=text(IS_ROOTLESS), postgresql_where=text(IS_ROOTLESS)),
     Index("ix_traces_root_name", "workspace_id", "root_name", text("start_ns DESC")),
@@ -638,6 +655,17 @@ span_values: Final = Table(
     Column("token", BigInteger, primary_key=True, autoincrement=False),
     Column("start_ns", BigInteger, primary_key=True, autoincrement=False),
     Column("trace_id", String(32), primary_key=True),
+    sqlite_with_rowid=False,
+)
+
+# Which executions have an input's value, likewise.
+input_values: Final = Table(
+    "input_values",
+    metadata,
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("token", BigInteger, primary_key=True, autoincrement=False),
+    Column("created_ns", BigInteger, primary_key=True, autoincrement=False),
+    Column("execution_id", String(36), primary_key=True),
     sqlite_with_rowid=False,
 )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
@@ -14,8 +15,8 @@ from sqlalchemy import (
     Connection,
     Row,
     and_,
+    bindparam,
     case,
-    exists,
     func,
     literal,
     literal_column,
@@ -26,9 +27,8 @@ from sqlalchemy import (
     true,
 )
 
-from tachograph_exporter.store import executions as execution_rows
-from tachograph_exporter.store import span_values
-from tachograph_exporter.store.merging import INGESTED_PROCESS
+from tachograph_exporter.store import lengths, span_values
+from tachograph_exporter.store.keyed import KEYS, keyed
 from tachograph_exporter.store.schema import (
     FAILED_OR_UNKNOWN,
     IS_ROOT,
@@ -36,88 +36,83 @@ from tachograph_exporter.store.schema import (
     span_resources,
     spans,
     traces,
-    workflow_executions,
-    workflow_step_executions,
 )
-from tachograph_exporter.store.span_values import Value
+from tachograph_exporter.store.span_criteria import (
+    INDEXED_NAME,
+    LONGEST_NS,
+    NAME_START,
+    Place,
+    SpanCriteria,
+    Window,
+    is_stored,
+    least_of,
+    of_span,
+    of_trace,
+    once,
+    within,
+)
 
 _CHUNK: Final = 500
 _FIRST: Final = 20
-FIRST_SPANS: Final = 1_000
-"""Spans that are looked for at first."""
-_MOST_SPANS: Final = 16_000
-"""Spans that are read at once, later."""
+_FEW: Final = 2_000
+"""Long traces that are rather looked at than what an index finds."""
 _ERROR: Final = 2
-_INDEXED_NAME: Final = 100
-"""Characters of a name that are in its index."""
-_ROOT_NAME: Final = 200
 _spans = spans.c
 _traces = traces.c
-_executions = workflow_executions.c
-_steps = workflow_step_executions.c
 START: ColumnElement[int] = _spans.start_ns + literal_column("0")
 """The start of spans as it is indexed by itself."""
-_name_start: ColumnElement[str] = literal_column(f"substr(spans.name, 1, {_INDEXED_NAME})")
-_IS_RECORDED: Final = func.coalesce(_executions.process, "") != INGESTED_PROCESS
-LONGEST_NS: Final = 31 * 86_400 * 1_000_000_000
-"""How long before a window executions and traces are looked for that reach into it."""
 _LAST_NS: Final = (1 << 63) - 1
 _STREAM: Final = {"yield_per": _CHUNK}
-
-
-class SpanCriteria(NamedTuple):
-    """What a span must have at least to match; None, False and (): anything. Durations are nanoseconds.
-
-    ``root_name``, ``root_service`` and ``trace_min_ns`` are those of its trace. ``values``: of attributes of the span
-    or its resource; found by what is noted of traces (see `span_values`), and not otherwise looked at here.
-    """
-
-    service: str | None = None
-    name: str | None = None
-    status: int | None = None
-    kind: int | None = None
-    min_ns: int | None = None
-    is_root: bool = False
-    root_name: str | None = None
-    root_service: str | None = None
-    trace_min_ns: int | None = None
-    values: tuple[Value, ...] = ()
-
-
-class Window(NamedTuple):
-    """Unix nanoseconds, both inclusive; None: open."""
-
-    start_ns: int | None = None
-    end_ns: int | None = None
-
-
-class Place(NamedTuple):
-    """A trace that may match: ``start_ns`` is when it started, or when a span of it that may match did.
-
-    ``execution_id``: of an execution recorded here; otherwise its spans arrived.
-    """
-
-    start_ns: int
-    trace_id: str
-    execution_id: str | None = None
+_TRACES: Final = select(_traces.start_ns, _traces.trace_id)
 
 
 def arrived_traces(
     connection: Connection, workspace_id: str, criteria: Sequence[SpanCriteria], window: Window
 ) -> Generator[Place, None, None]:
-    """Traces of spans that arrived, that started in the window and have a span with one of the criteria."""
+    """Traces of spans that arrived, that started in the window and may have a span with one of the criteria."""
     rows = _with_values(connection, workspace_id, criteria, window)
-    if rows is None and (index := _by_index(criteria)) is not None:
+    index = _by_index(criteria)
+    least_ns = least_of(criteria)
+    if rows is None and least_ns is not None:
+        statement = _TRACES.where(or_(*[of_trace(each, is_indexed=False) for each in criteria]))
+        long = lengths.long(connection, workspace_id, statement, lengths.TRACES, window, least_ns)
+        if index is None:
+            yield from once(long)
+            return
+        # What takes so long may be rarer than what the index finds.
+        some = list(islice(long, _FEW + 1))
+        long.close()
+        if len(some) <= _FEW:
+            yield from once(some)
+            return
+    if rows is None and index is not None:
         rows = _by_spans(connection, workspace_id, index, criteria, window)
     if rows is not None:
         yield from _of_spans(connection, workspace_id, rows, window)
         return
-    statement = _within(
-        select(_traces.start_ns, _traces.trace_id).where(_traces.workspace_id == workspace_id),
-        _traces.start_ns, window,
-    ).where(or_(*[_of_trace(each) for each in criteria])).order_by(_traces.start_ns.desc())  # fmt: skip
-    for row in _newest_first(connection, statement, _traces.start_ns):
-        yield Place(row[0], row[1])
+    newest = within(_TRACES.where(_traces.workspace_id == workspace_id), _traces.start_ns, window)
+    newest = newest.where(or_(*[of_trace(each) for each in criteria])).order_by(_traces.start_ns.desc())
+    yield from once(lengths.newest_first(connection, newest, _traces.start_ns))
+
+
+def spans_of_traces(
+    connection: Connection, workspace_id: str, criteria: Sequence[SpanCriteria], trace_ids: Sequence[str]
+) -> Generator[Any, None, None]:
+    """Those spans of traces that arrived and may have one of the criteria, in no order: trace id, payload, resource,
+    resource id.
+    """
+    dialect = connection.dialect
+    statement = (
+        select(_spans.trace_id, _spans.payload, span_resources.c.payload.label("resource"), _spans.resource_id)
+        .select_from(spans.join(span_resources, span_resources.c.id == _spans.resource_id))
+        .where(
+            _spans.workspace_id == bindparam("workspace"),
+            or_(*[and_(of_span(each), is_stored(each, dialect)) for each in criteria]),
+        )
+    )
+    parameters = {"workspace": workspace_id, KEYS: trace_ids}
+    with connection.execute(keyed(statement, spans.c.trace_id).of(dialect), parameters) as rows:
+        yield from rows
 
 
 def _with_values(
@@ -139,14 +134,14 @@ def _by_spans(
     statement = (
         select(_spans.start_ns, _spans.trace_id)
         .where(
-            _spans.workspace_id == workspace_id, index.condition, or_(*[_of_span(each, index.of) for each in criteria])
+            _spans.workspace_id == workspace_id, index.condition, or_(*[of_span(each, index.of) for each in criteria])
         )
         .order_by(_spans.start_ns.desc())
     )
     # No span starts before its trace, nor very long after it.
     latest_ns = None if window.end_ns is None else window.end_ns + LONGEST_NS
-    statement = _within(statement, _spans.start_ns, window._replace(end_ns=latest_ns))
-    yield from _newest_first(connection, statement, _spans.start_ns)
+    statement = within(statement, _spans.start_ns, window._replace(end_ns=latest_ns))
+    yield from lengths.newest_first(connection, statement, _spans.start_ns)
 
 
 def _of_spans(
@@ -166,22 +161,6 @@ def _of_spans(
                 yield from _begun(connection, workspace_id, fresh, window)
                 fresh, size = {}, min(size * 2, _CHUNK)
     yield from _begun(connection, workspace_id, fresh, window)
-
-
-def _newest_first(connection: Connection, statement: Any, start: Any) -> Generator[Any, None, None]:
-    """Rows of a statement that orders them by ``start``, its first column; some of them twice.
-
-    They are read with limits: PostgreSQL plans a statement without one for reading all of it, and sorts.
-    """
-    size, later = FIRST_SPANS, statement
-    while True:
-        rows = connection.execute(later.limit(size)).all()
-        yield from rows
-        if len(rows) < size:
-            return
-        # Of very many that start at the same moment, the next part has more.
-        size = size * 4 if rows[0][0] == rows[-1][0] else min(size * 4, max(size, _MOST_SPANS))
-        later = statement.where(start <= rows[-1][0])
 
 
 def _begun(connection: Connection, workspace_id: str, places: Mapping[str, Place], window: Window) -> Sequence[Place]:
@@ -211,117 +190,12 @@ def _by_index(criteria: Sequence[SpanCriteria]) -> _Index | None:
     """The index that finds the spans, or None if only those of traces help."""
     if all(each.status == _ERROR for each in criteria):
         return _Index(text(f"({FAILED_OR_UNKNOWN})"), "status")
-    for column, field in ((_name_start, "name"), (_spans.service, "service")):
+    for column, field in ((NAME_START, "name"), (_spans.service, "service")):
         values = {getattr(each, field) for each in criteria}
         if None not in values:
-            cut = [value[:_INDEXED_NAME] if field == "name" else value for value in values]
+            cut = [value[:INDEXED_NAME] if field == "name" else value for value in values]
             return _Index(column == cut[0] if len(cut) == 1 else column.in_(cut), field)
     return None
-
-
-def _is_named(name: str) -> ColumnElement[bool]:
-    """A condition on the expression that is indexed: SQLite does not find the index beside one on the name itself."""
-    begins = _name_start == name[:_INDEXED_NAME]
-    return begins if len(name) < _INDEXED_NAME else and_(begins, func.coalesce(_spans.name, "") == name)
-
-
-def _of_span(criteria: SpanCriteria, indexed: str) -> ColumnElement[bool]:
-    conditions: list[ColumnElement[bool]] = []
-    if criteria.service is not None:
-        service = _spans.service if indexed == "service" else func.coalesce(_spans.service, "")
-        conditions.append(service == criteria.service)
-    if criteria.name is not None:
-        is_named = _is_named(criteria.name) if indexed == "name" else func.coalesce(_spans.name, "") == criteria.name
-        conditions.append(is_named)
-    if criteria.status is not None:
-        conditions.append(or_(_spans.status == criteria.status, _spans.status.is_(None)))
-    if criteria.kind is not None:
-        conditions.append(or_(_spans.kind == criteria.kind, _spans.kind.is_(None)))
-    if criteria.min_ns is not None:
-        conditions.append(_spans.end_ns - _spans.start_ns >= criteria.min_ns)
-    return and_(true(), *conditions)
-
-
-def _of_trace(criteria: SpanCriteria) -> ColumnElement[bool]:
-    conditions: list[ColumnElement[bool]] = []
-    lengths = [length for length in (criteria.min_ns, criteria.trace_min_ns) if length is not None]
-    if lengths:
-        conditions.append(_traces.end_ns - _traces.start_ns >= max(lengths))
-    if criteria.root_name is not None:
-        conditions.append(_traces.root_name == criteria.root_name[:_ROOT_NAME])
-    if criteria.root_service is not None:
-        conditions.append(_traces.root_service == criteria.root_service)
-    return and_(true(), *conditions)
-
-
-def _within(statement: Any, column: Any, window: Window) -> Any:
-    if window.start_ns is not None:
-        statement = statement.where(column >= window.start_ns)
-    if window.end_ns is not None:
-        statement = statement.where(column <= window.end_ns)
-    return statement
-
-
-def recorded_traces(
-    connection: Connection, workspace_id: str, criteria: Sequence[SpanCriteria], window: Window, run_name: str
-) -> Generator[Place, None, None]:
-    """Traces of executions recorded here that were created in the window and may have a span with one of the criteria.
-
-    ``run_name``: the name of an execution's span before the name of its workflow.
-    """
-    statement = (
-        select(_executions.created_ns, _executions.trace_id, _executions.execution_id)
-        .where(
-            _executions.workspace_id == workspace_id,
-            _IS_RECORDED,
-            or_(*[_of_execution(each, run_name) for each in criteria]),
-        )
-        .order_by(_executions.created_ns.desc())
-    )
-    with connection.execute(_within(statement, _executions.created_ns, window), execution_options=_STREAM) as rows:
-        for row in rows:
-            yield Place(row[0], row[1], row[2])
-
-
-def _of_execution(criteria: SpanCriteria, run_name: str) -> ColumnElement[bool]:
-    conditions: list[ColumnElement[bool]] = []
-    if criteria.root_name is not None:
-        conditions.append(_executions.workflow == criteria.root_name.removeprefix(run_name))
-    if criteria.name is not None and not criteria.name.startswith(run_name) and " attempt " not in criteria.name:
-        conditions.append(_has_step(_steps.name == criteria.name))
-    if criteria.status == _ERROR:
-        failed = or_(_steps.error_type.is_not(None), _steps.attempt > 1)
-        conditions.append(or_(_executions.error_type.is_not(None), _has_step(failed)))
-    return and_(true(), *conditions)
-
-
-def _has_step(condition: ColumnElement[bool]) -> ColumnElement[bool]:
-    return exists().where(_steps.execution_id == _executions.execution_id, condition)
-
-
-def recorded_in(connection: Connection, workspace: str, trace_ids: Sequence[str]) -> dict[str, int]:
-    """How many steps the executions recorded here (not those read from spans) of these traces have, by trace id."""
-    statement = (
-        select(_executions.trace_id, func.sum(_executions.step_count + 1))
-        .where(_recorded(workspace, trace_ids))
-        .group_by(_executions.trace_id)
-    )
-    return {row[0]: row[1] for row in connection.execute(statement)}
-
-
-def recorded_runs(connection: Connection, workspace: str, trace_ids: Sequence[str]) -> list[execution_rows.StoredRun]:
-    """The executions recorded here of these traces, with all that is stored of them."""
-    ids = connection.execute(select(_executions.execution_id).where(_recorded(workspace, trace_ids))).scalars().all()
-    return execution_rows.runs(connection, workspace, ids) if ids else []
-
-
-def _recorded(workspace: str, trace_ids: Sequence[str]) -> ColumnElement[bool]:
-    return and_(
-        _executions.trace_id.in_(trace_ids),
-        # An expression, or SQLite would choose an index on the workspace.
-        func.coalesce(_executions.workspace_id, "") == workspace,
-        _IS_RECORDED,
-    )
 
 
 def spans_between(
@@ -371,9 +245,7 @@ def spans_between(
                 traces, and_(_traces.workspace_id == _spans.workspace_id, _traces.trace_id == _spans.trace_id)
             )
         of = index.of if index is not None else ""
-        conditions = [
-            and_(_of_span(each, of), _of_trace(each)) if with_trace else _of_span(each, of) for each in criteria
-        ]
+        conditions = [and_(of_span(each, of), of_trace(each)) if with_trace else of_span(each, of) for each in criteria]
         statement = select(*columns).select_from(joined).where(_spans.workspace_id == workspace_id, or_(*conditions))
         if index is not None:
             statement = statement.where(index.condition)
@@ -383,7 +255,7 @@ def spans_between(
             statement = statement.where(_spans.status.is_not(None) if is_known else _spans.status.is_(None))
         if sample is not None:
             statement = statement.where(func.substr(_spans.trace_id, 31, 2) < sample)
-        statement = _within(statement, START if index is None else _spans.start_ns, window)
+        statement = within(statement, START if index is None else _spans.start_ns, window)
         with connection.execute(statement, execution_options={"yield_per": 2_000}) as rows:
             yield from rows
 
@@ -393,12 +265,12 @@ def count_between(connection: Connection, workspace_id: str, window: Window, *, 
     statement = select(func.count()).select_from(spans).where(_spans.workspace_id == workspace_id)
     if is_root:
         statement = statement.where(text(f"({IS_ROOT})"))
-    return int(connection.execute(_within(statement, _spans.start_ns if is_root else START, window)).scalar_one())
+    return int(connection.execute(within(statement, _spans.start_ns if is_root else START, window)).scalar_one())
 
 
 def traces_with_spans(connection: Connection, workspace_id: str, window: Window) -> Iterator[Place]:
     """Traces of which spans arrived that started in the window."""
-    statement = _within(select(_spans.trace_id).where(_spans.workspace_id == workspace_id), START, window)
+    statement = within(select(_spans.trace_id).where(_spans.workspace_id == workspace_id), START, window)
     for row in connection.execute(statement.distinct()):
         yield Place(0, row[0])
 
@@ -413,28 +285,3 @@ def rootless_traces(connection: Connection, workspace_id: str, window: Window) -
         statement = statement.where(_traces.start_ns <= window.end_ns)
     for row in connection.execute(statement):
         yield Place(0, row[0])
-
-
-def traces_of_executions(connection: Connection, workspace_id: str, window: Window) -> Iterator[Place]:
-    """Traces of executions recorded here that ran in the window (those that took more than `LONGEST_NS` left out)."""
-    statement = select(_executions.trace_id).where(_executions.workspace_id == workspace_id, _IS_RECORDED)
-    if window.start_ns is not None:
-        statement = statement.where(
-            _executions.created_ns >= window.start_ns - LONGEST_NS,
-            or_(_executions.finished_ns.is_(None), _executions.finished_ns >= window.start_ns),
-        )
-    if window.end_ns is not None:
-        statement = statement.where(_executions.created_ns <= window.end_ns)
-    for row in connection.execute(statement.distinct()):
-        yield Place(0, row[0])
-
-
-def recorded_ids(
-    connection: Connection, workspace_id: str, start_ns: int | None, end_ns: int | None, limit: int
-) -> Sequence[str]:
-    """Ids of the newest executions recorded here that were created in a range (unix nanoseconds, both inclusive)."""
-    statement = _within(
-        select(_executions.execution_id).where(_executions.workspace_id == workspace_id, _IS_RECORDED),
-        _executions.created_ns, Window(start_ns, end_ns),
-    ).order_by(_executions.created_ns.desc()).limit(limit)  # fmt: skip
-    return connection.execute(statement).scalars().all()

@@ -44,7 +44,8 @@ from tachograph_exporter.store import event_log as event_log
 from tachograph_exporter.store.batch import Batch, reassigned
 from tachograph_exporter.store.database import BUSY_SECONDS, Database
 from tachograph_exporter.store.failure_groups import occurrences
-from tachograph_exporter.store.inserting import insert_many
+from tachograph_exporter.store.input_values import InputValues
+from tachograph_exporter.store.inserting import insert_many, insert_new
 from tachograph_exporter.store.locking import Claim
 from tachograph_exporter.store.recorded_names import RecordedNames
 from tachograph_exporter.store.rollups import counting, folding
@@ -115,6 +116,7 @@ class StoreWriter:
         self._insert_report = str(insert(workflow_step_reports).on_conflict_do_nothing().compile(dialect=dialect))
         self._names = RecordedNames(dialect)
         self._lines = StepLineRows(dialect)
+        self._inputs = InputValues(dialect)
 
     def apply(self, events: Sequence[Event]) -> None:
         """Commit a batch of events. Raises `StoreUnavailable` when the database is unavailable."""
@@ -163,6 +165,7 @@ class StoreWriter:
         self._months |= batch.months
         if batch.notes is not None:
             self._names.remember(batch.notes)
+        self._inputs.remember(batch.inputs)
         if self._committed is not None:
             self._committed()
         if batch.heartbeats:
@@ -262,7 +265,9 @@ class StoreWriter:
                 say = expectations.say_more if source == expectations.CODE else expectations.say
                 say(connection, workspace_id(workspace), workflow, source, expectation, time.time_ns())
         new = numbers.assign(connection, batch.executions) if batch.executions else set[str]()
-        self._put(connection, batch)
+        fresh = self._fresh(connection, batch, new)
+        self._put(connection, batch, new)
+        batch.inputs = self._inputs.note(connection, batch.executions, new)
         if locking.is_shared(connection):
             self._check_owners(connection, batch)
         if batch.reported and batch.executions:
@@ -276,7 +281,16 @@ class StoreWriter:
         if not before and not batch.ended:
             return None
         failed = occurrences.settle(connection, batch.ended, changed, new, noted)
-        return self._count(connection, before, batch.ended, counted_before, frozenset(), failed)
+        return self._count(connection, before, batch.ended, counted_before, frozenset(), failed, fresh)
+
+    @staticmethod
+    def _fresh(connection: Connection, batch: Batch, new: AbstractSet[str]) -> counting.Fresh:
+        """The executions of a batch that have begun and ended in it."""
+        ended = (batch.ended & new) - batch.reported
+        if not ended:
+            return counting.NOTHING_FRESH
+        others = {key[0] for key in batch.attempts} | {row[0] for row in batch.reports}
+        return counting.fresh(connection, batch.executions, batch.steps.values(), others, ended)
 
     def _check_owners(self, connection: Connection, batch: Batch) -> None:
         """Raises `locking.NotAlone` if an execution is another workflow's than its events say.
@@ -323,15 +337,16 @@ class StoreWriter:
         counted_before: SeriesCounter,
         unsettled: AbstractSet[str],
         failed: Mapping[str, Mapping[str, int]] | None = None,
+        fresh: counting.Fresh = counting.NOTHING_FRESH,
     ) -> Counted:
         """Count executions that ended, in the rollups. Returns what they add to the series of ``/metrics``.
 
         ``before``: those that had ended already, as they were, and ``counted_before`` what they had added to series.
         ``unsettled``: those that are not counted in series yet. ``failed``: how many failures of which groups began in
-        those that failed; None: it is read.
+        those that failed; None: it is read. ``fresh``: what need not be read.
         """
         counter = SeriesCounter(skip=unsettled, failed=failed)
-        folding.fold(connection, before, ended, counter)
+        folding.fold(connection, before, ended, counter, fresh)
         counter.counted.add(counted_before.counted, -1)
         workflow_ids = {key[1] for key in counter.counted.by_workflow} | {entry.key[1] for entry in before.values()}
         locking.require(connection, Claim.WORKFLOW, workflow_ids)
@@ -381,15 +396,23 @@ class StoreWriter:
             connection.execute(delete(workflow_step_lines).where(workflow_step_lines.c.execution_id.in_(ids_gone)))
         self._register(connection, batch)
         numbers.assign(connection, batch.executions, numbered)
-        self._put(connection, batch)
+        self._put(connection, batch, batch.executions.keys())
+        self._inputs.note(connection, batch.executions, batch.executions.keys())
         occurrences.note(connection, batch.executions, batch.steps, batch.attempts)
         self._record(connection, self._count(connection, before, batch.ended, counted_before, unsettled))
 
-    def _put(self, connection: Connection, batch: Batch) -> None:
-        for (_, statement), rows in zip(self._upserts, (batch.executions, batch.steps, batch.attempts), strict=True):
-            if rows:
-                # In the order of their keys: writers that meet in some rows wait for one another in one direction.
-                insert_many(connection, statement, [rows[key] for key in sorted(rows)])
+    def _put(self, connection: Connection, batch: Batch, new: AbstractSet[str]) -> None:
+        """Write the rows of a batch. ``new``: executions that are not stored yet."""
+        for (of, statement), rows in zip(self._upserts, (batch.executions, batch.steps, batch.attempts), strict=True):
+            if not rows:
+                continue
+            # In the order of their keys: writers that meet in some rows wait for one another in one direction.
+            ordered = [rows[key] for key in sorted(rows)]
+            if new:
+                # Unless steps were stored of an execution that nobody had told of.
+                insert_new(connection, of.table, statement, [row for row in ordered if row[0] in new])
+                ordered = [row for row in ordered if row[0] not in new]
+            insert_many(connection, statement, ordered)
         if batch.reports:
             insert_many(connection, self._insert_report, batch.reports)
         if batch.stacks:

@@ -15,9 +15,9 @@ from tachograph.spans import semconv
 from tachograph_exporter.attribute_text import ValueKind, kind_of
 from tachograph_exporter.store import span_index_reading as index
 from tachograph_exporter.store.recorded_names import UNIQUE
+from tachograph_exporter.store.recorded_search import recorded_ids
 from tachograph_exporter.store.span_index import MAX_CHARACTERS, RECORDED_SERVICE
 from tachograph_exporter.store.span_index_reading import Days
-from tachograph_exporter.store.span_search import recorded_ids
 from tachograph_exporter.traces import search
 from tachograph_exporter.traces.search import Search
 from tachograph_exporter.traces.traceql.syntax import Query

@@ -19,17 +19,11 @@ from tachograph_exporter.ingest.span_rows import stored_spans, stream_trace, tra
 from tachograph_exporter.ingest.spans import SpanRecord, StoredSpan, stored_record
 from tachograph_exporter.store import span_index_reading as index
 from tachograph_exporter.store.recorded_names import UNIQUE
+from tachograph_exporter.store.recorded_search import recorded_in, recorded_runs, recorded_traces
+from tachograph_exporter.store.span_criteria import Place, SpanCriteria, Window
 from tachograph_exporter.store.span_index import Source
 from tachograph_exporter.store.span_index_reading import Days
-from tachograph_exporter.store.span_search import (
-    Place,
-    SpanCriteria,
-    Window,
-    arrived_traces,
-    recorded_in,
-    recorded_runs,
-    recorded_traces,
-)
+from tachograph_exporter.store.span_search import arrived_traces
 from tachograph_exporter.traces.traceql.fields import TraceView
 from tachograph_exporter.traces.traceql.pipelines import Spanset
 from tachograph_exporter.views.otlp_spans import SERVICE, spans_of_run

@@ -1,28 +1,32 @@
 """Searches for traces: by a TraceQL query, and by what one span of theirs has; and what viewers offer to search for.
 
-A search looks at the traces that started in its time range, newest first, until it has enough or inspected
-`MAX_INSPECTED`. What the database can look for (see `requirements`) it does not read in vain.
+A search looks at the traces that started in its time range, newest first, until it has enough, inspected
+`MAX_INSPECTED`, or took `SECONDS`. What the database can look for (see `requirements`) it does not read in vain.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, func, select
 
+from tachograph.errors import QueryTimeout
 from tachograph_exporter.attribute_text import as_text
-from tachograph_exporter.ingest.spans import SpanRecord
+from tachograph_exporter.ingest.spans import SpanRecord, stored_record
 from tachograph_exporter.store import span_index_reading as index
+from tachograph_exporter.store.deadline import Deadline, limited
 from tachograph_exporter.store.recorded_names import UNIQUE
+from tachograph_exporter.store.recorded_search import recorded_in
 from tachograph_exporter.store.schema import spans as spans_table
+from tachograph_exporter.store.span_criteria import Place, SpanCriteria, Window
 from tachograph_exporter.store.span_index_reading import ALWAYS, Days
-from tachograph_exporter.store.span_search import START, SpanCriteria, Window
+from tachograph_exporter.store.span_search import START, spans_of_traces
 from tachograph_exporter.traces.reading import (
     MAX_SEARCHED_SPANS,
     Trace,
@@ -32,9 +36,11 @@ from tachograph_exporter.traces.reading import (
     spans_of_trace,
     trace,
 )
+from tachograph_exporter.traces.traceql.expressions import condition
+from tachograph_exporter.traces.traceql.fields import Need, TraceView, need_of
 from tachograph_exporter.traces.traceql.pipelines import Evaluate, Spanset, stage
-from tachograph_exporter.traces.traceql.requirements import both, criteria_of
-from tachograph_exporter.traces.traceql.syntax import EVERYTHING, Query
+from tachograph_exporter.traces.traceql.requirements import both, criteria_of, is_anything, of_condition
+from tachograph_exporter.traces.traceql.syntax import EVERYTHING, Filter, Literal, Query
 
 __all__ = ["MAX_SEARCHED_SPANS", "Search", "Trace", "record_of", "search", "spans_of_trace", "trace"]
 
@@ -44,12 +50,21 @@ MAX_INSPECTED: Final = 5_000
 """Traces one search inspects at most."""
 MAX_INSPECTED_SPANS: Final = 200_000
 MAX_NAMES: Final = 1_000
+SECONDS: Final = 4.0
+"""How long one search looks; then it has what was found so far."""
+_FIRST_CHUNK: Final = 8
+_MOST_WHOLE: Final = 64
+_MOST_CHECKED: Final = 512
+"""Traces of which it is looked at once whether they have a span that matches, before they are read."""
 _SAMPLED_TRACES: Final = 100
 _LOOKBACK_NS: Final = 7 * 86_400 * 1_000_000_000
 _ERROR: Final = 2
 
 KINDS: Final = {0: "", 1: "internal", 2: "server", 3: "client", 4: "producer", 5: "consumer"}
 """Jaeger's names of span kinds."""
+
+_TRUE: Final = Literal(True)
+_NO_TRACE: Final = TraceView("", "", "", 0)
 
 _spans = spans_table.c
 
@@ -93,6 +108,18 @@ class Search(msgspec.Struct, kw_only=True):
         """The function that gives a trace with its matching spansets, or None if it does not match."""
         evaluate = stage(self.query.pipeline)
         return lambda trace: self._match(trace, evaluate)
+
+    def span_test(self) -> Callable[[SpanRecord], bool]:
+        """What a span fulfils, beside one of the criteria, that every trace has which matches."""
+        first = self.query.pipeline.stages[0] if self.query.pipeline.stages else None
+        condition_of_first = first.condition if isinstance(first, Filter) else _TRUE
+        if self._is_of_span:
+            # Another span than the query's may be the one that has these.
+            return self._fits if is_anything(criteria_of(self.query)) else lambda _: True
+        if is_anything(of_condition(condition_of_first)) or need_of(condition_of_first) & ~Need.SPAN:
+            return lambda _: True
+        test = condition(condition_of_first)
+        return lambda span: test(span, _NO_TRACE)
 
     def _match(self, trace: Trace, evaluate: Evaluate) -> Trace | None:
         view = trace.view()
@@ -144,29 +171,104 @@ _SHOWN_AS_TAGS: Final[Mapping[str, Callable[[SpanRecord], str]]] = {
 }
 
 
+class Outcome(NamedTuple):
+    """How many traces a search inspected. ``is_complete``: no other of its range matches, or it has as many as asked
+    for.
+    """
+
+    inspected: int
+    is_complete: bool = True
+
+
 def search(
     connection: Connection, workspace_id: str, slug: str, request: Search, take: Callable[[Trace], object]
-) -> int:
-    """Call ``take`` with each of the newest traces that match, one at a time; returns how many were inspected.
+) -> Outcome:
+    """Call ``take`` with each of the newest traces that match, one at a time.
 
     Of a trace with more than `MAX_SEARCHED_SPANS` spans, only the first ones are there.
     """
-    if not _may_exist(connection, workspace_id, request):
-        return 0
-    count, inspected, span_count = 0, 0, 0
-    match = request.matcher()
-    candidates = places(connection, workspace_id, request.criteria, request.window)
-    with closing(candidates):
-        for candidate in read_traces(connection, workspace_id, slug, islice(candidates, MAX_INSPECTED)):
-            inspected += 1
-            span_count += len(candidate.spans)
+    looking = _Looking(connection, workspace_id, slug, request)
+    is_complete = False
+    try:
+        with limited(connection, SECONDS) as limit:
+            is_complete = looking.run(take, limit)
+    except QueryTimeout:
+        pass
+    return Outcome(looking.inspected, is_complete)
+
+
+class _Looking:
+    """A search that goes on."""
+
+    def __init__(self, connection: Connection, workspace_id: str, slug: str, request: Search) -> None:
+        self._connection = connection
+        self._workspace_id = workspace_id
+        self._slug = slug
+        self._request = request
+        self._criteria = request.criteria
+        self._test = request.span_test()
+        self.inspected = 0
+        self._matching = 0
+        self._span_count = 0
+
+    def run(self, take: Callable[[Trace], object], limit: Deadline) -> bool:
+        """Whether all has been looked at, or enough. Raises `QueryTimeout`."""
+        if not _may_exist(self._connection, self._workspace_id, self._request):
+            return True
+        match = self._request.matcher()
+        candidates = places(self._connection, self._workspace_id, self._criteria, self._request.window)
+        size = _FIRST_CHUNK
+        with closing(candidates):
+            while self.inspected < MAX_INSPECTED and self._span_count < MAX_INSPECTED_SPANS:
+                # Where most match, to look at spans first would be to read them twice.
+                is_checked = self._matching * 2 < self.inspected
+                size = min(size, _MOST_CHECKED if is_checked else _MOST_WHOLE, MAX_INSPECTED - self.inspected)
+                chunk = list(islice(candidates, size))
+                if self._look_at(chunk, match, take, limit, is_checked=is_checked):
+                    return True
+                if len(chunk) < size:
+                    return True
+                size *= 2
+        return False
+
+    def _look_at(
+        self,
+        chunk: Sequence[Place],
+        match: Callable[[Trace], Trace | None],
+        take: Callable[[Trace], object],
+        limit: Deadline,
+        *,
+        is_checked: bool,
+    ) -> bool:
+        """Whether it is enough."""
+        limit.check()
+        before = self.inspected
+        number_of = {place.trace_id: before + number for number, place in enumerate(chunk, 1)}
+        likely = self._likely(chunk) if is_checked else chunk
+        for candidate in read_traces(self._connection, self._workspace_id, self._slug, likely):
+            limit.check()
+            self.inspected = number_of[candidate.trace_id]
+            self._span_count += len(candidate.spans)
             matching = match(candidate)
             if matching is not None:
                 take(matching)
-                count += 1
-            if count >= request.limit or span_count >= MAX_INSPECTED_SPANS:
-                break
-    return inspected
+                self._matching += 1
+                if self._matching >= self._request.limit:
+                    return True
+        self.inspected = before + len(chunk)
+        return False
+
+    def _likely(self, chunk: Sequence[Place]) -> list[Place]:
+        """Those that may have a span that matches, as far as their spans say, one by one."""
+        if is_anything(self._criteria):
+            return list(chunk)
+        ids = [place.trace_id for place in chunk]
+        likely = set(recorded_in(self._connection, self._workspace_id, ids))
+        with closing(spans_of_traces(self._connection, self._workspace_id, self._criteria, ids)) as rows:
+            for row in rows:
+                if row[0] not in likely and self._test(stored_record(row[1], row[2], row[3])):
+                    likely.add(row[0])
+        return [place for place in chunk if place.trace_id in likely]
 
 
 def _may_exist(connection: Connection, workspace_id: str, request: Search) -> bool:
@@ -177,6 +279,10 @@ def _may_exist(connection: Connection, workspace_id: str, request: Search) -> bo
         not _is_attribute(key) or key in UNIQUE
         or index.has_value(connection, workspace_id, key, text, days)
         for key, text in request.tags.items()
+    ) and any(
+        each.service is None or each.name is None
+        or index.has_name(connection, workspace_id, each.service, each.name, days)
+        for each in request.criteria
     )  # fmt: skip
 
 

@@ -16,15 +16,9 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, Row
 
 from tachograph_exporter.ingest.spans import SpanRecord, stored_record
-from tachograph_exporter.store.span_search import (
-    SpanCriteria,
-    Window,
-    count_between,
-    rootless_traces,
-    spans_between,
-    traces_of_executions,
-    traces_with_spans,
-)
+from tachograph_exporter.store.recorded_search import traces_of_executions
+from tachograph_exporter.store.span_criteria import SpanCriteria, Window
+from tachograph_exporter.store.span_search import count_between, rootless_traces, spans_between, traces_with_spans
 from tachograph_exporter.traces.collectors import Collector, collector
 from tachograph_exporter.traces.reading import read_traces
 from tachograph_exporter.traces.series import MAX_SERIES, Series, staged

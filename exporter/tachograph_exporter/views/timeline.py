@@ -164,79 +164,85 @@ def _entry(
     *,
     is_one_of_many: bool,
 ) -> WorkflowStepTimelineEntry:
-    started, finished = step.started_ns, step.finished_ns
+    started, finished, folded = step.started_ns, step.finished_ns, step.folded
     started_at = rfc3339(started) if started is not None else None
     completed_at = rfc3339(finished) if finished is not None else None
     run_ns = _run_ns(step, attempts, window)
-    wait = wait_seconds = None
+    wait = wait_seconds = duration = None
     outside_ns = 0
     if started is not None:
         if started < window.start_ns or (finished or started) > window.end_ns:
             outside_ns = window.place(started, finished).outside_ns
-        waits = _waits(step, attempts)
-        wait = Wait(*[wait_ns / NS for wait_ns in waits])
-        wait_seconds = sum(waits) / NS
-    duration = (finished - started) / NS if started is not None and finished is not None else None
-    if not attempts and started is not None and step.attempt == 1:
+        if finished is not None:
+            duration = (finished - started) / NS
+        dependency, queue, backoff, unaccounted, scheduled = _waits(step, attempts)
+        wait = Wait(dependency / NS, queue / NS, backoff / NS, unaccounted / NS, scheduled / NS)
+        wait_seconds = (dependency + queue + backoff + unaccounted + scheduled) / NS
+    if not attempts and started_at is not None and step.attempt == 1:
         # The only attempt of a step that never retried is in the step's row.
+        resources = resources_of(decoded(step.resources), duration) if step.resources is not None else None
         timeline_attempts: tuple[Attempt, ...] = (
             Attempt(
-                attempt=1,
-                status=step.status,
-                started_at=started_at or "",
-                completed_at=completed_at,
-                duration_seconds=duration,
-                queue_seconds=(step.queue_ns or 0) / NS,
-                backoff_seconds=0.0,
-                error_type=step.error_type,
-                error_message=step.error_message,
-                resources=resources_of(decoded(step.resources), duration),
-                failure_group=failures.get((step.step_id, 1, STEP)) if failures else None,
+                1, step.status, started_at, completed_at, duration, (step.queue_ns or 0) / NS, 0.0,
+                step.error_type, step.error_message, resources,
+                failures.get((step.step_id, 1, STEP)) if failures else None,
             ),
-        )
+        )  # fmt: skip
     else:
         timeline_attempts = _attempts(step, attempts, failures)
+        resources = (
+            timeline_attempts[0].resources
+            if len(timeline_attempts) == 1
+            else resources_of(use_of_step(step, attempts), run_ns / NS if run_ns is not None else None)
+        )
+    measures: tuple[Measure, ...] = ()
+    logs: tuple[LogLine, ...] = ()
+    cost = None
+    if reports:
+        measures = tuple([Measure(r.name, r.value, r.unit, rfc3339(r.time_ns)) for r in reports if r.kind == "measure"])
+        logs = tuple([LogLine(r.unit, r.name, rfc3339(r.time_ns)) for r in reports if r.kind == "log"])
+        cost = cost_of(reports)
+    if folded is not None:
+        logs = tuple([LogLine(log.level, log.message, rfc3339(log.time_ns)) for log in folded.logs])
+        cost = folded_cost(folded)
+    # By position: with this many fields, names would take longer than all the rest.
     return WorkflowStepTimelineEntry(
-        step_id=step.step_id,
-        step_name=step.name,
-        step_index=_index(step, is_one_of_many=is_one_of_many),
-        step_type=step.step_type,
-        step_order=step.step_order,
-        status=step.status,
-        started_at=started_at,
-        completed_at=completed_at,
-        duration_seconds=duration,
-        elapsed_seconds=max(0, now_ns - started) / NS if started is not None and finished is None else None,
-        run_seconds=run_ns / NS if run_ns is not None else None,
-        retry_count=step.folded.retries if step.folded is not None else max(0, step.attempt - 1),
-        error_type=step.error_type,
-        error_message=step.error_message,
-        error_stack=step.error_stack,
-        skip_reason=step.skip_reason,
-        input_summary=_raw(step.inputs),
-        output_summary=_raw(step.output),
-        wait_seconds=wait_seconds,
-        wait=wait,
-        depends_on=step.depends_on,
-        depends_on_count=step.dependency_count or len(step.depends_on),
-        parent_step_id=step.parent_step_id,
-        child_execution_id=step.child_execution_id,
-        attempts=timeline_attempts,
-        on_critical_path=is_critical,
-        slack_seconds=slack_ns / NS if slack_ns is not None else None,
-        outside_run_seconds=outside_ns / NS,
-        trace_id=trace_id,
-        span_id=step.span_id,
-        measures=tuple([Measure(r.name, r.value, r.unit, rfc3339(r.time_ns)) for r in reports if r.kind == "measure"]),
-        cost=cost_of(reports) if step.folded is None else folded_cost(step.folded),
-        logs=tuple([LogLine(r.unit, r.name, rfc3339(r.time_ns)) for r in reports if r.kind == "log"])
-        if step.folded is None
-        else tuple([LogLine(log.level, log.message, rfc3339(log.time_ns)) for log in step.folded.logs]),
-        folded=_folded(step.folded) if step.folded is not None else None,
-        resources=timeline_attempts[0].resources
-        if len(timeline_attempts) == 1
-        else resources_of(use_of_step(step, attempts), run_ns / NS if run_ns is not None else None),
-        failure_group=failures.get((step.step_id, step.attempt, STEP)) if failures else None,
+        step.step_id,
+        step.name,
+        _index(step, is_one_of_many=is_one_of_many),
+        step.step_type,
+        step.step_order,
+        step.status,
+        started_at,
+        completed_at,
+        duration,
+        max(0, now_ns - started) / NS if started is not None and finished is None else None,  # elapsed_seconds
+        run_ns / NS if run_ns is not None else None,
+        folded.retries if folded is not None else max(0, step.attempt - 1),
+        step.error_type,
+        step.error_message,
+        step.error_stack,
+        step.skip_reason,
+        _raw(step.inputs),
+        _raw(step.output),
+        wait_seconds,
+        wait,
+        step.depends_on,
+        step.dependency_count or len(step.depends_on),
+        step.parent_step_id,
+        step.child_execution_id,
+        timeline_attempts,
+        is_critical,
+        slack_ns / NS if slack_ns is not None else None,
+        outside_ns / NS,
+        trace_id,
+        step.span_id,
+        measures,
+        cost,
+        logs,
+        _folded(folded) if folded is not None else None,
+        resources,
+        failures.get((step.step_id, step.attempt, STEP)) if failures else None,
     )
 
 

@@ -141,6 +141,19 @@ FLAPPING: Final = GaugeSpec(
     "else 0.",
     _WORKFLOW,
 )
+QUEUE_LENGTH: Final = GaugeSpec(
+    "workflow_queue_length",
+    "Messages of an engine's queue that are due and that nobody has taken; none while its broker does not answer.",
+    ("engine", "broker", "queue"),
+)
+QUEUE_OLDEST: Final = GaugeSpec(
+    "workflow_queue_oldest_message_timestamp_seconds",
+    "Since when the oldest message of a queue waits, in unix seconds; none if it is empty, or if nobody can say.",
+    ("engine", "broker", "queue"),
+)
+QUEUE_METRICS: Final[tuple[MetricSpec, ...]] = (QUEUE_LENGTH, QUEUE_OLDEST)
+"""What waits in the queues of engines; shown by the service that asks their brokers."""
+
 EXPECTATION_METRICS: Final[tuple[MetricSpec, ...]] = (EXPECTED_START, LATE, OVERDUE, STEP_OVERDUE, FLAPPING)
 """Every metric about what is expected of workflows."""
 

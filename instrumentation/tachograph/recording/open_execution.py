@@ -39,7 +39,7 @@ from tachograph.expectation import Expectation
 from tachograph.folding import Fold, Repetitions
 from tachograph.identity import ExecutionRef, Origin, StepRef, new_span_id, step_id
 from tachograph.inferred_dependencies import InferredDependencies
-from tachograph.meter import Meter
+from tachograph.meter import Meter, Unmeasured
 from tachograph.process import identity
 from tachograph.workflow.attempts import StepAttempts
 from tachograph.workflow.reporter import Reporter, current_reporter
@@ -91,7 +91,7 @@ class OpenExecution:
         self.clock = clock
         self.inputs = inputs
         self.is_open = True
-        self.meter: Meter | None = None
+        self.meter: Meter | Unmeasured | None = None
         """Of the step around it, if it runs inside one."""
         self.counts = StepCounts()
         self.order = InferredDependencies()

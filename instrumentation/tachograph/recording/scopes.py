@@ -24,6 +24,7 @@ from tachograph.folding import Fold, Repetitions
 from tachograph.identity import ExecutionRef, StepRef, new_execution_ref, new_id, new_span_id
 from tachograph.identity import step_id as make_step_id
 from tachograph.identity import workflow_id as make_workflow_id
+from tachograph.meter import Meter
 from tachograph.recording import command_step, open_execution, other_processes
 from tachograph.recording.command_step import CommandStep
 from tachograph.recording.open_execution import ABANDONED, OpenExecution
@@ -304,11 +305,11 @@ class StepScope(Scope):
         is_on_loop = not self.is_plain and _running_loop() is not None
         around = (outer.meter if outer is not None else None) or meter.around.get()
         running_attempts.begin(reporter, is_on_loop=is_on_loop)
-        reporter.meter = meter.start(around, is_on_loop, False)
+        reporter.meter = meter.start_step(around, is_on_loop, (reporter.step.execution.workflow_id, self.name))
 
-    def _used(self, reporter: Reporter) -> Resources | None:
-        """What the attempt that ends used."""
-        used = reporter.meter.stop() if reporter.meter is not None else None
+    def _used(self, reporter: Reporter, now_ns: int) -> Resources | None:
+        """What the attempt used that ends now."""
+        used = reporter.meter.stop(self._attempts.attempt_started_ns, now_ns) if reporter.meter is not None else None
         running_attempts.end(reporter)
         return used
 
@@ -354,15 +355,17 @@ class StepScope(Scope):
             is_on_loop = _running_loop() is not None
             if self.reporter.is_open:
                 running_attempts.begin(self.reporter, is_on_loop=is_on_loop)
-            if self.reporter.meter is not None:
+            if isinstance(self.reporter.meter, Meter):
                 self.reporter.meter.resume(is_on_loop=is_on_loop)
 
     def suspend(self) -> None:
         """See `Scope.suspend`."""
         if self.reporter is not None:
             running_attempts.pause(self.reporter)
-            if self.reporter.meter is not None:
+            if isinstance(self.reporter.meter, Meter):
                 self.reporter.meter.pause()
+            else:
+                self.reporter.meter = None  # It would count what runs on its thread meanwhile.
         super().suspend()
         if self._execution_scope is not None:
             self._execution_scope.suspend()
@@ -371,8 +374,8 @@ class StepScope(Scope):
         """Record that the attempt failed and that another one follows after a delay."""
         reporter = self.reporter
         if reporter is not None and reporter.is_open:
-            used = self._used(reporter)
             now, delay_ns = reporter.clock(), round(delay_seconds * NS)
+            used = self._used(reporter, now)
             self._emit(self._attempts.retrying(now, StepStatus.FAILED, delay_ns, describe(error), used))
 
     def try_again(self) -> None:
@@ -385,8 +388,8 @@ class StepScope(Scope):
         reporter = self.reporter
         try:
             if reporter is not None:
-                used = self._used(reporter)
                 now = reporter.clock()
+                used = self._used(reporter, now)
                 status, failure, output = _outcome(error, self.result)
                 self._close(reporter, now, status, failure, output, used)
         finally:
@@ -397,7 +400,7 @@ class StepScope(Scope):
     def _abandon(self, now_ns: int) -> None:
         """The execution ends while the step is still open."""
         if self.reporter is not None:
-            self._close(self.reporter, now_ns, StepStatus.LOST, ABANDONED, None, self._used(self.reporter))
+            self._close(self.reporter, now_ns, StepStatus.LOST, ABANDONED, None, self._used(self.reporter, now_ns))
 
     def _close(
         self,

@@ -12,6 +12,7 @@ import msgspec
 from tachograph import meter, running_attempts
 from tachograph.events import StepEvent
 from tachograph.identity import StepRef
+from tachograph.meter import Meter
 from tachograph.resources import Resources
 from tachograph.workflow.reporter import Reporter
 
@@ -94,7 +95,7 @@ class StepContext:
     def stop_measuring(self) -> None:
         """The attempt's work is done: `resources` are what it used since `start_measuring`."""
         try:
-            if (running := self._reporter.meter) is not None:
+            if isinstance(running := self._reporter.meter, Meter):
                 self.resources = running.stop()
             running_attempts.end(self._reporter)
         except Exception:
@@ -102,7 +103,7 @@ class StepContext:
 
     def used(self, resources: Resources) -> None:
         """Tell what the attempt used, where a command did all of its work."""
-        if (running := self._reporter.meter) is not None:
+        if isinstance(running := self._reporter.meter, Meter):
             running.give(resources)
 
     def relay(self, event: StepEvent) -> None:

@@ -25,7 +25,7 @@ from tachograph.events import (
     StepStacks,
 )
 from tachograph.folding import Repetitions
-from tachograph.meter import Meter
+from tachograph.meter import Meter, Unmeasured
 from tachograph.names import clean_name, encodable
 from tachograph.redaction import mask_text
 from tachograph.running_attempts import Profile
@@ -78,7 +78,7 @@ class Reporter:
         self.process = os.getpid()
         self.clock = clock
         self.is_open = True
-        self.meter: Meter | None = None
+        self.meter: Meter | Unmeasured | None = None
         self.thread = 0
         self._task: weakref.ref[asyncio.Task[Any]] | None = None
         self.profile: Profile | None = None

@@ -139,6 +139,23 @@ def survive(path):
     time.sleep(0.05)
 
 
+@app.task(bind=True, max_retries=3)
+def again_later(self, number):
+    raise self.retry(exc=ValueError("no price yet"), countdown=30)
+
+
+@app.task(bind=True)
+def spread_out(self, number):
+    raise self.replace(chord([fetch.s(i) for i in range(number)], total.s()))
+
+
+@app.task
+def inline(number):
+    time.sleep(0.05)
+    fetch.apply((number,))
+    store.delay(number)
+
+
 @app.task
 def order(number):
     time.sleep(0.05)
@@ -553,6 +570,102 @@ def soft_time_limit(stage):
     return [execution(NAME + "hang", "failed", [stage.step(result.id)])], ()
 
 
+def chord_error_callback(stage):
+    """One task of a chord's header fails, and a task is told of it in place of the body."""
+    with trace.get_tracer("shop").start_as_current_span("report"):
+        result = chord([fetch.s(1), broken.s(2)], total.s().on_error(apologise.s())).apply_async()
+    good, bad = [task.id for task in result.parent.results]
+    stage.events.wait(good, "task-succeeded")
+    stage.events.wait(bad, "task-failed")
+    told = stage.events.named(NAME + "apologise", result.id)
+    stage.events.wait(told, "task-succeeded")
+    steps = [stage.step(good), stage.step(bad), step(NAME + "total", "failed", 0, [], run_id=result.id),
+             stage.step(told)]  # fmt: skip
+    del steps[-1]["depends_on"]
+    run = execution("report", "failed", steps, error="RuntimeError: no item 2")
+    return [run], [{"step": NAME + "total"}]
+
+
+def chord_with_retry(stage):
+    """A task of a chord's header is tried again: its body waits for that."""
+    with trace.get_tracer("shop").start_as_current_span("report"):
+        result = chord([fetch.s(1), price.s(2)], total.s()).apply_async()
+    fetched, priced = [task.id for task in result.parent.results]
+    stage.events.wait(result.id, "task-succeeded")
+    steps = [stage.step(fetched), stage.step(priced), stage.step(result.id, [NAME + "fetch", NAME + "price"])]
+    edges = [] if LIVE else [{"edge": f"{NAME}fetch->{NAME}total"}]
+    return [execution("report", "completed", steps)], edges
+
+
+def chord_in_chord(stage):
+    """A chord whose header has a chord."""
+    with trace.get_tracer("shop").start_as_current_span("report"):
+        inner = chord([fetch.s(0), fetch.s(1)], total.s())
+        result = chord([inner, fetch.s(2)], total.s()).apply_async()
+    stage.events.wait(result.id, "task-succeeded")
+    summed, fetched = result.parent.results
+    first = [task.id for task in summed.parent.results]
+    names = [f"{NAME}fetch#{i}" for i in range(3)]
+    steps = [stage.step(task_id, index=i) for i, task_id in enumerate([*first, fetched.id])]
+    steps += [stage.step(summed.id, names[:2], index=0), stage.step(result.id, [NAME + "total#0", names[2]], index=1)]
+    edges = [] if LIVE else [{"edge": f"*->{NAME}total#{i}"} for i in range(2)]
+    return [execution("report", "completed", steps)], edges
+
+
+def replaced_by_chord(stage):
+    """A task that replaces itself by a chord."""
+    result = spread_out.delay(2)
+    stage.events.wait_for_ends(result.id, 1)
+    received = [event for events in stage.events.by_task.values() for event in events
+                if event["type"] == "task-received" and event.get("root_id") == result.id]  # fmt: skip
+    headers = [event["uuid"] for event in sorted(received, key=lambda event: event["timestamp"])
+               if event["name"] == NAME + "fetch"]  # fmt: skip
+    began = stage.events.of(result.id, "task-started")
+    # Of a task that replaces itself the worker does not tell how it ended; what it is replaced by has its id.
+    steps = [step(NAME + "spread_out", "completed", 1, [], started_at=at(began[0]["timestamp"]))]
+    steps += [stage.step(task_id, [NAME + "spread_out"], index=i) for i, task_id in enumerate(headers)]
+    end = stage.events.of(result.id, "task-succeeded")[-1]
+    steps.append(step(NAME + "total", "completed", 1, [f"{NAME}fetch#{i}" for i in range(2)],
+                      started_at=at(began[-1]["timestamp"]), ended_at=at(end["timestamp"])))  # fmt: skip
+    edges = [] if LIVE else [{"edge": f"{NAME}fetch#{i}->{NAME}total"} for i in range(2)]
+    return [execution(NAME + "spread_out", "completed", steps)], edges
+
+
+def revoked_between_tries(stage):
+    """A task that is revoked while it waits for its second try."""
+    result = again_later.delay(1)
+    stage.events.wait(result.id, "task-retried")
+    stage.events.wait(result.id, "task-received", count=2)
+    result.revoke()
+    stage.events.wait(result.id, "task-revoked")
+    told = stage.step(result.id, status="cancelled")
+    told["status_or"] = ["lost", "failed", "retrying", "running", "pending"]
+    name = NAME + "again_later"
+    return [execution(name, "cancelled", [told], status_or=["running", "lost", "failed"])], [
+        {"step": name, "field": field} for field in ("ended_at", "error", "tries")
+    ]
+
+
+def eager(stage):
+    """A task that runs another one within itself, and sends a third."""
+    result = inline.delay(1)
+    stored = stage.events.named(NAME + "store", result.id)
+    stage.events.wait(stored, "task-succeeded")
+    steps = [stage.step(result.id), step(NAME + "fetch", "completed", 1, parent=NAME + "inline"), stage.step(stored)]
+    del steps[-1]["depends_on"]
+    return [execution(NAME + "inline", "completed", steps)], ()
+
+
+def in_chunks(stage):
+    """Six calls in three tasks."""
+    with trace.get_tracer("shop").start_as_current_span("report"):
+        result = fetch.chunks([(i,) for i in range(6)], 2).group().apply_async()
+    for task in result.results:
+        stage.events.wait(task.id, "task-succeeded")
+    steps = [stage.step(task.id, index=i) for i, task in enumerate(result.results)]
+    return [execution("report", "completed", steps)], ()
+
+
 def group_partly_failed(stage):
     with trace.get_tracer("shop").start_as_current_span("nightly"):
         results = group(fetch.s(1), price.s(2), unreachable.s(3)).apply_async().results
@@ -661,6 +774,10 @@ OF_LIVE = [
     nested,
     chain_with_group,
     chord_of_chains,
+    chord_with_retry,
+    chord_in_chord,
+    replaced_by_chord,
+    chord_error_callback,
 ]
 """What Tachograph's span processor makes a difference to, or must not."""
 
@@ -670,7 +787,8 @@ OTHERS = [
 ]  # fmt: skip
 BY_SPANS = [
     chain_with_group, chord_of_chains, chord_failed, linked, retry_with_eta, replaced, soft_time_limit,
-    group_partly_failed,
+    group_partly_failed, chord_error_callback, chord_with_retry, chord_in_chord, replaced_by_chord,
+    revoked_between_tries, eager, in_chunks,
 ]  # fmt: skip
 SCENES = OF_LIVE if LIVE else OTHERS if HOOKS else [*OTHERS, *BY_SPANS]
 

@@ -20,6 +20,7 @@ from pydantic_ai.messages import ModelResponse, RetryPromptPart, TextPart, ToolC
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.function import DeltaToolCall, FunctionModel
 from pydantic_ai.usage import RequestUsage, UsageLimits
+from pydantic_graph import GraphBuilder, StepContext, reduce_list_append
 from telling import execution, step, stop_at_sigterm, tell
 
 LOGFIRE = os.environ.get("LOGFIRE") == "1"
@@ -105,6 +106,86 @@ async def tool_gives_up():
     steps = chats(messages, depends_on=[[], ["shaky#0"]])
     steps += [step("shaky", "failed", 1, [f"{chat}#{i}"], index=i) for i in range(2)]
     return [execution("stubborn", "failed", steps, error=error)]
+
+
+async def one_of_two_asks_again():
+    """Two tools at once, of which one asks to be called again; the model calls it alone then."""
+    agent = Agent(model([call("shaky"), call("stock")], [call("shaky")], DONE), name="patient")
+    calls = []
+
+    @agent.tool_plain(retries=2)
+    async def shaky() -> str:
+        calls.append("shaky")
+        await asyncio.sleep(0.05)
+        if len(calls) == 1:
+            raise ModelRetry("not now")
+        return "well"
+
+    @agent.tool_plain
+    async def stock() -> int:
+        await asyncio.sleep(0.1)
+        return 3
+
+    result = await agent.run("go")
+    chat = "chat gpt-4o"
+    steps = chats(result.all_messages(), depends_on=[[], ["shaky#0", "stock"], ["shaky#1"]])
+    steps.append(step("stock", "completed", 1, [f"{chat}#0"]))
+    steps += [step("shaky", status, 1, [f"{chat}#{i}"], index=i) for i, status in enumerate(("failed", "completed"))]
+    return [run_of("patient", "completed", steps, result.usage)]
+
+
+async def graph():
+    """A graph of pydantic_graph: for each item of a list a node with an agent, whose tool asks to be called again."""
+    builder = GraphBuilder(name="review", input_type=int, output_type=list[str])
+    results = {}
+
+    @builder.step
+    async def plan(ctx: StepContext[None, None, int]) -> list[int]:
+        await asyncio.sleep(0.05)
+        return list(range(ctx.inputs))
+
+    @builder.step
+    async def draft(ctx: StepContext[None, None, int]) -> str:
+        # One begins after the other.
+        await asyncio.sleep(0.1 * ctx.inputs)
+        turns = [call(f"look_{ctx.inputs}")], [call(f"look_{ctx.inputs}")], DONE
+        agent = Agent(model(*turns, name=f"gpt-4o-{ctx.inputs}"), name=f"writer {ctx.inputs}")
+        calls = []
+
+        @agent.tool_plain(retries=1, name=f"look_{ctx.inputs}")
+        async def look() -> str:
+            calls.append(1)
+            if len(calls) == 1:
+                raise ModelRetry("not now")
+            return "well"
+
+        results[ctx.inputs] = result = await agent.run("go")
+        return result.output
+
+    @builder.step
+    async def publish(ctx: StepContext[None, None, list[str]]) -> list[str]:
+        return ctx.inputs
+
+    drafts = builder.join(reduce_list_append, initial_factory=list[str])
+    builder.add(
+        builder.edge_from(builder.start_node).to(plan),
+        builder.edge_from(plan).map().to(draft),
+        builder.edge_from(draft).to(drafts),
+        builder.edge_from(drafts).to(publish),
+        builder.edge_from(publish).to(builder.end_node),
+    )
+    await builder.build().run(inputs=2)
+    steps = [step("plan", "completed", 1, [])]
+    steps += [step("draft", "completed", 1, ["plan"], index=i) for i in range(2)]
+    steps.append(step("publish", "completed", 1, ["draft#0", "draft#1"]))
+    for i in range(2):
+        name, chat, look = f"writer {i}", f"chat gpt-4o-{i}", f"look_{i}"
+        steps.append(step(name, "completed", 1, [], parent=f"draft#{i}"))
+        waits = [[], [f"{look}#0"], [f"{look}#1"]]
+        steps += chats(results[i].all_messages(), f"gpt-4o-{i}", waits, parent=name)
+        steps += [step(look, status, 1, [f"{chat}#{number}"], index=number, parent=name)
+                  for number, status in enumerate(("failed", "completed"))]  # fmt: skip
+    return [execution("review", "completed", steps)]
 
 
 async def output_refused():
@@ -274,9 +355,11 @@ async def streamed():
 
 
 SCENES = [
-    parallel_tools, tool_gives_up, output_refused, fallback, refused, delegates, under_a_span, too_much, cancelled,
-    approved, streamed,
+    parallel_tools, tool_gives_up, one_of_two_asks_again, output_refused, fallback, refused, delegates, under_a_span,
+    too_much, cancelled, approved, streamed,
 ]  # fmt: skip
+BY_LOGFIRE = [graph]
+"""What has spans only with logfire."""
 
 
 def main(names):
@@ -291,7 +374,7 @@ def main(names):
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=200))
         trace.set_tracer_provider(provider)
         Agent.instrument_all()
-    for scene in SCENES:
+    for scene in [*SCENES, *(BY_LOGFIRE if LOGFIRE else ())]:
         if not names or scene.__name__ in names:
             executions = asyncio.run(scene())
             provider.force_flush()

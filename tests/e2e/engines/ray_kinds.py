@@ -95,7 +95,7 @@ def told_of(names, edges, **more):
         last = len(tasks)
         time.sleep(1)
     by_task = {}
-    for task in sorted(tasks, key=lambda task: (task.creation_time_ms, task.attempt_number)):
+    for task in sorted(tasks, key=lambda task: (task.creation_time_ms, task.task_id, task.attempt_number)):
         by_task.setdefault(task.task_id, []).append(task)
     counts, steps = {}, []
     for attempts in by_task.values():

@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry_instrumentation_rq import RQInstrumentor
 from redis import Redis
-from rq import Queue, Retry, Worker, get_current_job
+from rq import Callback, Queue, Repeat, Retry, Worker, get_current_job
 from rq.command import send_stop_job_command
 from rq.group import Group
 from rq.job import Dependency, Job
@@ -277,6 +277,35 @@ def exhausted(queue):
     return [run], []
 
 
+def note_failure(job, connection, kind, error, trace):
+    time.sleep(0.05)
+
+
+def repeated(queue):
+    """A job that runs three times though it succeeds: no retry."""
+    job = queue.enqueue("rq_kinds.extract", repeat=Repeat(times=2, interval=0))
+    deadline = time.monotonic() + 60
+    while len(job.results()) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    wait(job, "finished")
+    return [execution("rq_kinds.extract", "completed", [step("rq_kinds.extract", "completed", 3, [], also=["extract"])],
+                      workflow_also=["extract"])], []  # fmt: skip
+
+
+def with_callbacks(queue):
+    """A job that fails has a callback and two that depend on it, of which one may run all the same."""
+    with together("rq callbacks"):
+        failing = queue.enqueue("rq_kinds.broken", on_failure=Callback("rq_kinds.note_failure"))
+        after = queue.enqueue("rq_kinds.merge", depends_on=Dependency(failing, allow_failure=True))
+        never = queue.enqueue("rq_kinds.extract", depends_on=failing)
+        last = queue.enqueue("rq_kinds.work", 1, depends_on=after)
+    wait(last, "finished")
+    names = {failing.id: "rq_kinds.broken", after.id: "rq_kinds.merge"}
+    steps = [told(failing, names), told(after, names), told(never, names, status_or=["skipped", "lost"]),
+             told(last, names)]  # fmt: skip
+    return [execution("rq callbacks", "failed", steps, error="RuntimeError: no item 1")], []
+
+
 def stopped(queue):
     job = queue.enqueue("rq_kinds.hang")
     wait(job, "started")
@@ -317,6 +346,7 @@ UNKNOWN = {
 """What spans cannot tell of a scene, in words."""
 
 SCENES = [pipeline, retry_later, later, failed, alone, timed_out, killed, nested, exhausted]
+BY_SPANS = [repeated, with_callbacks]
 HOOKED = [group, stopped, requeued, worker_killed]
 """What only the hooks can tell, and no span."""
 
@@ -334,7 +364,7 @@ def main(address, names):
     worker = spawn(command, "worker.log")
     WORKER.append(worker)
     try:
-        for scene in [*SCENES, *(HOOKED if HOOKS else ())]:
+        for scene in [*SCENES, *(HOOKED if HOOKS else BY_SPANS)]:
             if not names or scene.__name__ in names:
                 executions, unknowable = scene(queue)
                 if HOOKS:

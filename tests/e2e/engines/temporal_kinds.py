@@ -20,9 +20,10 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from telling import execution, spawn, step, stop_at_sigterm, tell
 from temporalio import activity, workflow
 from temporalio.api.enums.v1 import EventType
-from temporalio.client import Client, WorkflowFailureError
-from temporalio.common import RetryPolicy
-from temporalio.exceptions import ApplicationError, ChildWorkflowError
+from temporalio.client import Client, WithStartWorkflowOperation, WorkflowFailureError
+from temporalio.common import RetryPolicy, WorkflowIDConflictPolicy
+from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflowError
+from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 LIMIT = timedelta(seconds=20)
@@ -240,10 +241,128 @@ class Asked:
         await workflow.wait_condition(lambda: self.answer > 0)
 
 
+@activity.defn
+async def silent(number: int) -> None:
+    """The first attempt says nothing for longer than it may."""
+    await asyncio.sleep(2.5 if activity.info().attempt == 1 else 0.1)
+
+
+@workflow.defn
+class Parent:
+    """Its child continues as new."""
+
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.execute_activity(fetch, 1, start_to_close_timeout=LIMIT)
+        await workflow.execute_child_workflow(Looping.run, 1, id=f"{workflow.info().workflow_id}-child")
+        await workflow.execute_activity(store, 1, start_to_close_timeout=LIMIT)
+
+
+@workflow.defn
+class Guardian:
+    """It is cancelled while its child waits."""
+
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.execute_activity(store, 1, start_to_close_timeout=LIMIT)
+        await workflow.execute_child_workflow(Waiting.run, id=f"{workflow.info().workflow_id}-child")
+
+
+@workflow.defn
+class Quiet:
+    """An activity whose first attempt sends no heartbeat, and one that nobody takes."""
+
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.execute_activity(
+            silent, 1, start_to_close_timeout=LIMIT, heartbeat_timeout=timedelta(seconds=1), retry_policy=QUICKLY
+        )
+        with contextlib.suppress(ActivityError):
+            await workflow.execute_activity(
+                fetch, 1, task_queue="nobody", schedule_to_start_timeout=timedelta(seconds=1),
+                schedule_to_close_timeout=LIMIT,
+            )  # fmt: skip
+        await workflow.execute_activity(store, 1, start_to_close_timeout=LIMIT)
+
+
+@workflow.defn
+class Persistent:
+    """Fails the first time, and is run again by the server."""
+
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.execute_activity(fetch, 1, start_to_close_timeout=LIMIT)
+        if workflow.info().attempt == 1:
+            raise ApplicationError("not yet")
+        await workflow.execute_activity(store, 1, start_to_close_timeout=LIMIT)
+
+
+@workflow.defn
+class Mailbox:
+    """Is started by a signal or an update, which runs an activity beside its own."""
+
+    def __init__(self) -> None:
+        self.letters = 0
+
+    @workflow.signal
+    async def post(self, number: int) -> None:
+        await workflow.execute_activity(store, number, start_to_close_timeout=LIMIT)
+        self.letters += 1
+
+    @workflow.update
+    async def deliver(self, number: int) -> int:
+        await workflow.execute_activity(store, number, start_to_close_timeout=LIMIT)
+        self.letters += 1
+        return self.letters
+
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.wait_condition(lambda: self.letters > 0)
+        await workflow.execute_activity(fetch, 1, start_to_close_timeout=LIMIT)
+
+
+@workflow.defn
+class Closing:
+    """Ends while its child waits, which the server terminates then."""
+
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.start_child_workflow(
+            Waiting.run, id=f"{workflow.info().workflow_id}-child",
+            parent_close_policy=workflow.ParentClosePolicy.TERMINATE,
+        )  # fmt: skip
+        await workflow.execute_activity(charge, 1, start_to_close_timeout=LIMIT, retry_policy=QUICKLY)
+
+
+@workflow.defn
+class Gathered:
+    """Of two activities at once one fails, and the other one is cancelled for it."""
+
+    @workflow.run
+    async def run(self) -> None:
+        other = asyncio.create_task(
+            workflow.execute_activity(
+                hang,
+                1,
+                start_to_close_timeout=timedelta(minutes=2),
+                heartbeat_timeout=timedelta(seconds=5),
+                cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            )
+        )
+        try:
+            await asyncio.sleep(1)
+            await workflow.execute_activity(refuse, 1, start_to_close_timeout=LIMIT, retry_policy=ONCE)
+        finally:
+            other.cancel()
+            with contextlib.suppress(ActivityError, asyncio.CancelledError):
+                await other
+
+
 WORKFLOWS = [
+    Parent, Guardian, Quiet, Persistent, Mailbox, Closing, Gathered,
     Asked, Nightly, Child, Refused, Waiting, Looping, Slow, Family, Middle, Careless, Stubborn, Leaving, Late, Local,
 ]  # fmt: skip
-ACTIVITIES = [fetch, charge, refuse, hang, store, linger]
+ACTIVITIES = [fetch, charge, refuse, hang, store, linger, silent]
 PLUGIN = os.environ.get("TEMPORAL_PLUGIN") == "1"
 BRIDGE = os.environ.get("BRIDGE")
 """The command of Tachograph that follows the server: it knows what histories have, and spans do not."""
@@ -498,6 +617,125 @@ async def leaving(stage):
     return executions, unknowable
 
 
+async def child_continued(stage):
+    handle = await stage.start(Parent.run)
+    await ended(handle)
+    outer = await run_told(stage, handle.id, "Parent", [[], ["Looping#0", "Looping#1"]])
+    executions, run_id = [outer], await first_run(stage.client, handle.id)
+    while run_id:
+        run, activities = await history(stage.client, f"{handle.id}-child", run_id)
+        executions.append(run_of("Looping", run, steps_of(activities, [[]]), parent="executions/0"))
+        run_id = await next_run(stage.client, f"{handle.id}-child", run_id)
+    # For the server they are one child; each of its runs is told as a step.
+    outer["steps"][1:1] = [
+        step("Looping", "completed", 1, index=i, child_run=f"executions/{1 + i}") for i in range(len(executions) - 1)
+    ]
+    return executions, []
+
+
+async def first_run(client, workflow_id):
+    """The id of the first run of the child of a workflow."""
+    async for event in client.get_workflow_handle(workflow_id).fetch_history_events():
+        details = event.child_workflow_execution_started_event_attributes
+        if details.workflow_execution.run_id:
+            return details.workflow_execution.run_id
+    return None
+
+
+async def family_cancelled(stage):
+    handle = await stage.start(Guardian.run)
+    child = f"{handle.id}-child"
+    while True:
+        with contextlib.suppress(RPCError):
+            await stage.until_done(stage.client.get_workflow_handle(child), "fetch")
+            break
+        await asyncio.sleep(0.05)
+    await handle.cancel()
+    await ended(handle)
+    outer = await run_told(stage, handle.id, "Guardian", [[]])
+    outer["steps"].append(step("Waiting", "cancelled", 1, ["store"], child_run="executions/1"))
+    inner = await run_told(stage, child, "Waiting", [[]], parent="executions/0")
+    executions = [outer, inner]
+    if PLUGIN:
+        for told in (*executions, outer["steps"][-1]):
+            told["status_or"] = ["completed", "failed"]
+        return executions, [{"field": "error"}]
+    unknowable = [{"execution": i, "field": field} for i in range(2) for field in ("status", "ended_at", "error")]
+    unknowable += [{"execution": 0, "step": "Waiting", "field": field} for field in ("status", "ended_at")]
+    return executions, unknowable
+
+
+async def quiet(stage):
+    handle = await stage.start(Quiet.run)
+    await ended(handle)
+    told = await run_told(stage, handle.id, "Quiet", [[], ["silent"], ["silent", "fetch"]])
+    # That its time was up is in the history only.
+    told["steps"][1]["status_or"] = ["lost"]
+    unknowable = [{"step": "fetch", "field": field} for field in ("attempts", "ended_at", "error")]
+    return [told], [*unknowable, {"edge": "fetch->store"}]
+
+
+async def run_again(stage):
+    handle = await stage.start(
+        Persistent.run, retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=300), maximum_attempts=2)
+    )
+    first = handle.first_execution_run_id
+    await ended(handle)
+    executions, run_id, waits = [], first, [[[]], [[], ["fetch"]]]
+    while run_id:
+        run, activities = await history(stage.client, handle.id, run_id)
+        error = "ApplicationError: not yet" if run["status"] == "failed" else None
+        executions.append(run_of("Persistent", run, steps_of(activities, waits.pop(0)), error=error))
+        run_id = await retried_as(stage.client, handle.id, run_id)
+    return executions, []
+
+
+async def retried_as(client, workflow_id, run_id):
+    async for event in client.get_workflow_handle(workflow_id, run_id=run_id).fetch_history_events():
+        details = event.workflow_execution_failed_event_attributes
+        if details.new_execution_run_id:
+            return details.new_execution_run_id
+    return None
+
+
+async def started_by_others(stage):
+    """One that a signal starts, and one that an update starts."""
+    executions = []
+    handle = await stage.start(Mailbox.run, start_signal="post", start_signal_args=[1])
+    await ended(handle)
+    executions.append(await run_told(stage, handle.id, "Mailbox", [[], ["store"]]))
+    operation = WithStartWorkflowOperation(
+        Mailbox.run, id=stage.id("mailbox"), task_queue="kinds", id_conflict_policy=WorkflowIDConflictPolicy.FAIL
+    )
+    await stage.client.execute_update_with_start_workflow(Mailbox.deliver, 1, start_workflow_operation=operation)
+    handle = await operation.workflow_handle()
+    await ended(handle)
+    executions.append(await run_told(stage, handle.id, "Mailbox", [[], ["store"]]))
+    return executions, []
+
+
+async def closing(stage):
+    handle = await stage.start(Closing.run)
+    await ended(handle)
+    child = stage.client.get_workflow_handle(f"{handle.id}-child")
+    await ended(child)
+    outer = await run_told(stage, handle.id, "Closing", [[]])
+    inner = await run_told(stage, child.id, "Waiting", [[]], parent="executions/0")
+    outer["steps"].append(step("Waiting", inner["status"], 1, child_run="executions/1"))
+    unknowable = [{"execution": 1, "field": field} for field in ("status", "ended_at")]
+    unknowable += [{"execution": 0, "step": "Waiting", "field": field} for field in ("status", "ended_at")]
+    return [outer, inner], unknowable
+
+
+async def gathered(stage):
+    handle = await stage.start(Gathered.run)
+    await ended(handle)
+    told = await run_told(stage, handle.id, "Gathered", [[], []], error="ApplicationError: no such customer")
+    # The span of an activity that was cancelled ends as that of a good one does.
+    told["steps"][0]["status_or"] = ["completed"]
+    return [told], []
+
+
 async def local(stage):
     handle = await stage.start(Local.run)
     await ended(handle)
@@ -638,6 +876,10 @@ UNKNOWN = {
     "timed_out": ["that the run's time was up: no span says so"],
     "local": ["what waits for a local activity that is tried again: within a workflow, spans have the workflow's time"],
     "leaving": ["that the child was cancelled: no span says so"],
+    "quiet": ["that nobody took an activity in time: it was asked for, and no more is heard of it"],
+    "gathered": ["that an activity was cancelled: its span ends as that of a good one does"],
+    "family_cancelled": ["that the runs were cancelled: no span says so"],
+    "closing": ["that the child was terminated: no span says so"],
     "worker_killed": ["the first attempt of `hang`: its span died with the worker"],
 }
 """What spans cannot tell of a scene, in words."""
@@ -656,7 +898,10 @@ async def bridge_killed(stage):
 
 
 SCENES = [nightly, asked, refused, cancelled, terminated, timed_out, continued, worker_killed]
-BY_SPANS = [family, child_failed, stubborn, leaving, local]
+BY_SPANS = [
+    family, child_failed, stubborn, leaving, local, child_continued, family_cancelled, quiet, run_again,
+    started_by_others, closing, gathered,
+]  # fmt: skip
 SCENES[-1:-1] = [] if BRIDGE else BY_SPANS
 if BRIDGE:
     SCENES.insert(1, bridge_killed)

@@ -266,7 +266,8 @@ def steps_of(
 
 def stand_in(steps: list[AssembledStep], name: str, rule: Rule, root: SpanRecord) -> None:
     """Add a step for an execution's own span, around all others."""
-    step = AssembledStep(name, rule, root)
+    # The same span may be a step of the execution around it.
+    step = AssembledStep(name, rule, root, ("itself", root.span_id))
     step.spans.append((rule, root))
     step.settle()
     for other in steps:

@@ -123,13 +123,19 @@ def executions_of(
         if (run := run_of(rule, span)) is not None:
             by_run[f"{rule.engine}:{run}"] = span_id
     unnamed = {(s.trace_id, r.engine) for s in order if (r := rules[s.span_id]) is not None and _is_unnamed_step(r, s)}
-    known_traces = {
+    of_engines = {
         span.trace_id
         for span in order
-        if span.span_id in roots
-        or (_belongs(rule := rules[span.span_id], span) and not _is_beside(rule, span.trace_id, unnamed))
+        if ((rule := rules[span.span_id]) is not None and span.span_id in roots and not rule.of_agent)
+        or (_belongs(rule, span) and not _is_beside(rule, span.trace_id, unnamed))
     }
+    known_traces = of_engines | {span.trace_id for span in roots.values()}
     ancestor, highest_ancestor = NearestAncestor(trace.spans_by_id, roots), _highest_ancestors(trace)
+
+    def is_below_missing(span: SpanRecord) -> bool:
+        """Whether the execution of a step has not arrived, nor what is around the executions that are known."""
+        return span.trace_id in of_engines and span.trace_id not in first_roots
+
     firsts = _firsts(trace, roots, lambda span: roots.get(ancestor(span.span_id) or "") or highest_ancestor(span))
     for span in order:
         if span.span_id in roots:
@@ -142,7 +148,13 @@ def executions_of(
             heads.setdefault(head, (head, None, rule))
         elif roots and (head := ancestor(span.span_id)) is not None:
             pass
-        elif span.trace_id not in known_traces:
+        elif rule is not None and is_below_missing(span) and _is_unnamed_step(rule, span):
+            head = _UNKNOWN
+            heads.setdefault(head, ("", None, rule))
+        elif span.trace_id not in known_traces or (
+            # A task is of the run that it would be of without the agents that run in it.
+            rule is not None and span.trace_id not in of_engines and _is_unnamed_step(rule, span)
+        ):
             # Spans of unknown kind: those without a parent are executions, orphans belong to the first of them.
             highest = highest_ancestor(span)
             if highest.parent_span_id:

@@ -18,7 +18,14 @@ from sqlalchemy import Connection
 
 from tachograph.clock import NS
 from tachograph.events import Event
-from tachograph_exporter.ingest.announcements import Announced, write_untold
+from tachograph_exporter.ingest.announcements import (
+    Announced,
+    as_announced,
+    as_open,
+    changed_states,
+    mark_announced,
+    write_untold,
+)
 from tachograph_exporter.ingest.lineage import vocabulary
 from tachograph_exporter.ingest.lineage.events import LineageEvent
 from tachograph_exporter.ingest.lineage.keys import keys_of
@@ -249,11 +256,17 @@ class LineageStore:
             counts[trace_id] = len(whole)
             if changed:
                 fresh[trace_id] = changed
-            earlier = [span for span in before.values() if states.get(span.span_id) is Announced.EVERYTHING]
             if whole:
-                readings[trace_id] = Reading(list(whole.values()), states, earlier)
+                started = [as_open(span) for i, span in before.items() if states.get(i) is Announced.START]
+                earlier = as_announced(before.values(), states)
+                readings[trace_id] = Reading(list(whole.values()), states, earlier, started=started)
         update = self._executions.update(connection, workspace_id, workspace, readings, now, emptied)
         self._span_rows.put(connection, workspace_id, fresh, counts, update.withheld)
+        for trace_id in readings:
+            new = {span.span_id for span in fresh.get(trace_id, ())}
+            states = {i: state for i, state in announced.get(trace_id, {}).items() if i not in new}
+            changed = changed_states(states, update.withheld.get(trace_id))
+            mark_announced(connection, workspace_id, trace_id, changed)
         self._span_rows.put_traces(connection, workspace_id, fresh, counts, trace_states, update.due, now)
         # Where spans of other engines in such a trace tell of a run in several traces, these are assembled again.
         units = TraceGroups.of(connection, workspace_id, readings).values()

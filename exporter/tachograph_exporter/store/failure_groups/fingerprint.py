@@ -16,7 +16,7 @@ MAX_TYPE: Final = 300
 _CACHED_LENGTH: Final = 2_000
 _CACHED_STACK: Final = 8_000
 _OUTDENTED: Final = re.compile(r"\n[^ ]")
-_MESSAGE: Final = re.compile(r'(?!File "|The above exception|During handling)[A-Za-z_]')
+_MESSAGE: Final = re.compile(r'(?!File "|The above exception|During handling|at |Caused by: |Suppressed: )[A-Za-z_]')
 _TELLS_NOTHING: Final = frozenset(
     {
         "",
@@ -76,7 +76,7 @@ def _frames(stack: str) -> tuple[str, ...]:
     # Of Python, failures of one cause differ in the last line only, which has the message and no frame.
     head, _, last = stack.rstrip("\n").rpartition("\n")
     is_message = _MESSAGE.match(last) is not None and head.startswith("Traceback (") and '\n  File "' in head
-    if is_message and len(stack) <= MAX_STACK and _OUTDENTED.search(head) is None:
+    if is_message and len(stack) <= MAX_STACK and "  | " not in head and _OUTDENTED.search(head) is None:
         stack = head
     return _cached_frames(stack) if len(stack) <= _CACHED_STACK else own_frames(stack)
 

@@ -10,6 +10,8 @@ import functools
 import re
 from typing import Final
 
+from tachograph_exporter.store.failure_groups.template import VALUE, template_of
+
 MAX_STACK: Final = 20_000
 """Characters of a stack that are read, from its end."""
 MAX_FRAMES: Final = 40
@@ -51,38 +53,64 @@ _GO: Final = re.compile(
 )
 _GO_FILE: Final = re.compile(r"(/\S+\.go|[A-Za-z]:\S+\.go):\d+(?: \+0x[0-9a-f]+)?$")
 _GO_LIBRARY: Final = re.compile(r"/pkg/mod/|/vendor/")
-_CAUSED: Final = re.compile(r"(?:Caused by: |Suppressed: |---> )([\w.$]+)")
+_CAUSED: Final = re.compile(r"(?:Caused by: |Suppressed: |---> )([\w.$]+)(?::\s*(.*))?")
 _CHAINED: Final = ("The above exception was the direct cause", "During handling of the above exception")
-_TYPE: Final = re.compile(r"[A-Za-z_][\w.]*")
+_ERROR: Final = re.compile(r"([A-Za-z_][\w.<>]*)(?::\s*(.*))?")
+_MEMBER: Final = re.compile(r" *\+[-+]*-+ (?:\d+|\.\.\.) -+$")
+"""The line before an exception of a group."""
+_GROUP: Final = "Exception Group Traceback"
+_MARGIN: Final = re.compile(r"(?: *\|(?: |$))+")
+_MAX_CAUSE: Final = 300
+"""Characters of the message of an exception that caused another one."""
 
 
 def own_frames(stack: str) -> tuple[str, ...]:
     """The functions of a stack that are not of a library, the innermost last; of libraries only, the innermost.
 
-    The types of the exceptions that caused the last one are among them, marked with an exclamation mark. Empty: the
+    The exceptions that caused the last one, or are in a group, are among them, marked with an exclamation mark: their
+    types, and the templates of their messages. In which order those of a group were raised does not matter. Empty: the
     stack is in none of the known forms.
     """
     own: dict[str, None] = {}
     library: list[str] = []
+    members: list[dict[str, None]] = []
+    current = own
     is_python = False
-    last_type = go_function = ""
+    error: re.Match[str] | None = None
+    of_group: re.Match[str] | None = None
+    go_function = ""
     after_frames = False
     for raw in stack[-MAX_STACK:].splitlines():
-        line = raw.strip().lstrip("|+ ").strip() if raw[:4].strip() in ("", "|", "+") else raw.strip()
+        if (margin := _MARGIN.match(raw)) is not None:
+            if current is own and not members and _GROUP not in stack:
+                members.append(current := {})  # The line before it is cut off.
+            raw = raw[margin.end() :]
+        line = raw.strip()
         if not line:
             continue
         if line.startswith('File "') and (frame := _python_frame(line)) is not None:
             is_python = after_frames = True
             name, is_of_library = frame
             if name is not None:
-                _add(name, is_of_library, own, library, innermost_first=False)
-        elif line.startswith(_CHAINED) and last_type:
-            own[f"!{last_type}"] = None
-            last_type = ""
-        elif after_frames and is_python and raw[:1] not in (" ", "\t") and (kind := _TYPE.match(line)):
-            last_type, after_frames = kind.group(), False
+                _add(name, is_of_library, current, library, innermost_first=False)
+        elif line.startswith(_CHAINED) and error:
+            _add_error(error, current)
+            error = None
+            if margin is None and members:
+                _add_members(members, own)
+                _add_error(of_group, own)
+                members, current, of_group = [], own, None
+        elif is_python and line[0] == "+" and _MEMBER.match(raw):
+            if members:
+                _add_error(error, current)
+            else:
+                of_group = error
+            members.append(current := {})
+            error, after_frames = None, True
+        elif after_frames and is_python and raw[0] not in " \t" and (match := _ERROR.fullmatch(line)):
+            error, after_frames = match if margin is not None or not members else None, False
         elif match := _CAUSED.match(line):
-            own[f"!{match.group(1)}"] = None
+            _add_error(match, own)
         elif line.startswith("at ") and (match := _AT.match(line)):
             _at(match.group(1), own, library)
         elif go_function and (match := _GO_FILE.match(line)):
@@ -93,11 +121,26 @@ def own_frames(stack: str) -> tuple[str, ...]:
             _javascript(match.group(1), match.group(2), own, library)
         elif not is_python and line.endswith(")") and raw[:1] not in (" ", "\t") and (match := _GO.match(line)):
             go_function = match.group(1) or match.group(2)
+    if members:
+        _add_error(error, current)
+        _add_members(members, own)
     frames = list(own)
     if not any(not frame.startswith("!") for frame in frames) and library:
         frames.append(f"({library[-1] if is_python else library[0]})")
     # Python alone prints the innermost one last.
     return tuple((frames if is_python else frames[::-1])[-MAX_FRAMES:])
+
+
+def _add_error(error: re.Match[str] | None, own: dict[str, None]) -> None:
+    """Add an exception that is not the last one: its type, and its message if that says more than values."""
+    if error is not None:
+        template = template_of((error.group(2) or "")[:_MAX_CAUSE])
+        own[f"!{error.group(1)}" if template in ("", VALUE) else f"!{error.group(1)}: {template}"] = None
+
+
+def _add_members(members: list[dict[str, None]], own: dict[str, None]) -> None:
+    for entries in sorted(map(tuple, members)):
+        own.update(dict.fromkeys(entry for entry in entries if entry not in own))
 
 
 def _add(name: str, is_library: bool, own: dict[str, None], library: list[str], *, innermost_first: bool) -> None:

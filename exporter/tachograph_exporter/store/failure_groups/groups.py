@@ -10,6 +10,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, exists, func, insert, or_, select, update
 
 from tachograph_exporter.store import locking
+from tachograph_exporter.store.driver_select import DriverSelect
 from tachograph_exporter.store.failure_groups.fingerprint import VERSION, Fingerprint
 from tachograph_exporter.store.locking import Claim
 from tachograph_exporter.store.schema import failure_groups, failure_occurrences, workflow_executions
@@ -28,8 +29,11 @@ _CHUNK: Final = 500
 
 _groups = failure_groups.c
 _occurrences = failure_occurrences.c
-_KNOWN: Final = select(_groups.group_id).where(
-    _groups.workspace_id == bindparam("workspace"), _groups.group_id.in_(bindparam("ids", expanding=True))
+_KNOWN: Final = DriverSelect(
+    select(_groups.group_id).where(
+        _groups.workspace_id == bindparam("workspace"), _groups.group_id.in_(bindparam("ids", expanding=True))
+    ),
+    "workspace",
 )
 _COUNT: Final = select(func.count()).select_from(failure_groups).where(_groups.workspace_id == bindparam("workspace"))
 _OTHER: Final = Fingerprint("", "", (), "")
@@ -47,8 +51,7 @@ def ensure(connection: Connection, workspace_id: str, prints: Mapping[str, Finge
     room = max(0, MAX_GROUPS - connection.execute(_COUNT, {"workspace": workspace_id}).scalar_one())
     rows = [_row(workspace_id, group_id, prints[group_id]) for group_id in new[:room]]
     beyond = frozenset(new[room:])
-    is_other_known = {"workspace": workspace_id, "ids": [OTHER]}
-    if beyond and connection.execute(_KNOWN, is_other_known).first() is None:
+    if beyond and _unknown(connection, workspace_id, [OTHER]):
         rows.append(_row(workspace_id, OTHER, _OTHER))
     if rows:
         connection.execute(insert(failure_groups), rows)
@@ -58,7 +61,7 @@ def ensure(connection: Connection, workspace_id: str, prints: Mapping[str, Finge
 def _unknown(connection: Connection, workspace_id: str, ids: Sequence[str]) -> list[str]:
     known: set[str] = set()
     for i in range(0, len(ids), _CHUNK):
-        known.update(connection.execute(_KNOWN, {"workspace": workspace_id, "ids": ids[i : i + _CHUNK]}).scalars())
+        known.update(row[0] for row in _KNOWN.rows(connection, ids[i : i + _CHUNK], workspace=workspace_id))
     return [group_id for group_id in ids if group_id not in known]
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -35,6 +36,7 @@ from sqlalchemy.engine import Dialect, Engine
 
 from tachograph.events import UNSUCCESSFUL
 from tachograph_exporter.store import state
+from tachograph_exporter.store.driver_select import DriverSelect
 from tachograph_exporter.store.failure_groups import groups
 from tachograph_exporter.store.failure_groups.failing import (
     ATTEMPT,
@@ -63,20 +65,25 @@ _steps = workflow_step_executions.c
 _attempts = workflow_step_attempts.c
 _STATUSES: Final = tuple(sorted(UNSUCCESSFUL))
 _IDS: Final[BindParameter[Any]] = bindparam("ids", expanding=True)
-_OWNERS: Final = select(
-    _executions.execution_id,
-    _executions.workspace_id,
-    _executions.workflow_id,
-    _executions.workflow,
-    _executions.version,
-).where(_executions.execution_id.in_(_IDS))
+_OWNERS: Final = DriverSelect(
+    select(
+        _executions.execution_id,
+        _executions.workspace_id,
+        _executions.workflow_id,
+        _executions.workflow,
+        _executions.version,
+    ).where(_executions.execution_id.in_(_IDS))
+)
 _STORED: Final = select(
     _occurrences.execution_id, _occurrences.step_id, _occurrences.attempt, _occurrences.kind, _occurrences.step,
     _occurrences.parent_step_id, _occurrences.cause, _occurrences.group_id, _occurrences.is_origin,
     _occurrences.count, _occurrences.time_ns,
 ).where(_occurrences.execution_id.in_(_IDS))  # fmt: skip
+_STORED_OF: Final = DriverSelect(_STORED)
 _STORED_INSIDE: Final = _STORED.where(_occurrences.parent_step_id.in_(bindparam("parents", expanding=True)))
-_WITH_OCCURRENCES: Final = select(_occurrences.execution_id).where(_occurrences.execution_id.in_(_IDS)).distinct()
+_WITH_OCCURRENCES: Final = DriverSelect(
+    select(_occurrences.execution_id).where(_occurrences.execution_id.in_(_IDS)).distinct()
+)
 _COUNTS: Final = (
     select(_occurrences.execution_id, _occurrences.group_id, func.sum(_occurrences.count))
     .where(_occurrences.execution_id.in_(_IDS), _occurrences.is_origin == 1)
@@ -87,27 +94,28 @@ _GROUPS: Final = select(_occurrences.execution_id, _occurrences.group_id).where(
 )
 COUNTED_SINCE: Final = "failures_counted_since_ns"
 """State: executions that ended before are not counted in the series of groups, because there were none."""
+_HAVE_FAILED: Final[list[ColumnElement[str]]] = [literal_column(f"'{status}'") for status in _STATUSES]
 _NO_TEXT: Final = cast(null(), Text)
 _NO_GROUP: Final[ColumnElement[str]] = literal_column("''")
 _OF_STEP: Final = (_steps.execution_id, _steps.step_id, _steps.attempt)
 _OF_ATTEMPT: Final = (_attempts.execution_id, _attempts.step_id, _attempts.attempt)
-_FAILED: Final = union_all(
-    _STORED,
-    # In the columns of an occurrence: what failed, as `_Stored` without a group; ``is_origin``: whether it is folded.
-    select(
-        *_OF_STEP, literal_column(str(STEP)), _NO_TEXT, _NO_TEXT, _NO_TEXT, _NO_GROUP,
-        case((_steps.folded.is_(None), 0), else_=1), literal_column("0"), _steps.finished_ns,
-    ).where(_steps.execution_id.in_(_IDS), _steps.status.in_(_STATUSES)),
-    select(
-        *_OF_ATTEMPT, literal_column(str(ATTEMPT)), _NO_TEXT, _NO_TEXT, _NO_TEXT, _NO_GROUP,
-        literal_column("0"), literal_column("0"), _attempts.finished_ns,
-    ).where(_attempts.execution_id.in_(_IDS), _attempts.status.in_(_STATUSES)),
-    select(
-        _executions.execution_id, literal_column("''"), literal_column("0"), literal_column(str(EXECUTION)), _NO_TEXT,
-        _NO_TEXT, _NO_TEXT, _NO_GROUP, literal_column("0"), literal_column("0"), _executions.finished_ns,
-    ).where(_executions.execution_id.in_(_IDS), _executions.status.in_(_STATUSES)),
-)  # fmt: skip
+# In the columns of an occurrence: what failed, as `_Stored` without a group; ``is_origin``: whether it is folded.
+_FAILED_STEPS: Final = select(
+    *_OF_STEP, literal_column(str(STEP)), _NO_TEXT, _NO_TEXT, _NO_TEXT, _NO_GROUP,
+    case((_steps.folded.is_(None), literal_column("0")), else_=literal_column("1")), literal_column("0"),
+    _steps.finished_ns,
+).where(_steps.execution_id.in_(_IDS), _steps.status.in_(_HAVE_FAILED))  # fmt: skip
+_FAILED_ATTEMPTS: Final = select(
+    *_OF_ATTEMPT, literal_column(str(ATTEMPT)), _NO_TEXT, _NO_TEXT, _NO_TEXT, _NO_GROUP,
+    literal_column("0"), literal_column("0"), _attempts.finished_ns,
+).where(_attempts.execution_id.in_(_IDS), _attempts.status.in_(_HAVE_FAILED))  # fmt: skip
+_FAILED_EXECUTIONS: Final = select(
+    _executions.execution_id, literal_column("''"), literal_column("0"), literal_column(str(EXECUTION)), _NO_TEXT,
+    _NO_TEXT, _NO_TEXT, _NO_GROUP, literal_column("0"), literal_column("0"), _executions.finished_ns,
+).where(_executions.execution_id.in_(_IDS), _executions.status.in_(_HAVE_FAILED))  # fmt: skip
+_FAILED: Final = DriverSelect(union_all(_STORED, _FAILED_STEPS, _FAILED_ATTEMPTS, _FAILED_EXECUTIONS))
 """Occurrences of executions and, in one statement, what failed in them."""
+_FAILED_INSIDE: Final = DriverSelect(union_all(_FAILED_STEPS, _FAILED_ATTEMPTS))
 
 
 Counts: TypeAlias = dict[str, dict[str, int]]
@@ -148,22 +156,28 @@ class _Stored(NamedTuple):
     time_ns: int
 
 
+Noted: TypeAlias = dict[str, list[_Stored]]
+"""Occurrences by execution."""
+
+
 def note(
     connection: Connection,
     executions: Mapping[Any, Sequence[Any]],
     steps: Mapping[Any, Sequence[Any]],
     attempts: Mapping[Any, Sequence[Any]],
     new: AbstractSet[str] = frozenset(),
-) -> set[str]:
-    """Store what failed, of the rows of a batch, which are in the tables already. Returns the executions.
+) -> Noted:
+    """Store what failed, of the rows of a batch, which are in the tables already. Returns it by execution.
 
     ``new``: executions that had no row before the batch, so that there are no occurrences of them.
     """
     failing = failing_in(executions, steps, attempts)
+    noted: Noted = {entry.execution_id: [] for entry in failing}
     if failing:
-        of_batch = {key: _owner_of(executions[key]) for key in new & {entry.execution_id for entry in failing}}
-        _store(connection, failing, of_batch)
-    return {entry.execution_id for entry in failing}
+        of_batch = {key: _owner_of(executions[key]) for key in new & noted.keys()}
+        for stored in _store(connection, failing, of_batch):
+            noted[stored.execution_id].append(stored)
+    return noted
 
 
 def settle(
@@ -171,24 +185,24 @@ def settle(
     ended: Iterable[str],
     changed: Collection[str] = (),
     new: AbstractSet[str] = frozenset(),
-    noted: AbstractSet[str] = frozenset(),
+    noted: Mapping[str, Sequence[_Stored]] = MappingProxyType({}),
 ) -> Counts:
     """Make the occurrences of executions that have ended what their rows say. Returns what is counted of them.
 
     ``changed``: those that had ended before, and whose rows may be others now. ``new``: see `note`; of these only the
-    ``noted`` ones have any.
+    ``noted`` ones have any, and those are all.
     """
     counts: Counts = {}
     again = rebuild(connection, changed) if changed else set[str]()
     ids = set(ended).difference(changed)
-    with_occurrences = ids & new & noted
+    with_occurrences = set[str]()
     for chunk in chunks(ids - new):
-        with_occurrences.update(connection.execute(_WITH_OCCURRENCES, {"ids": chunk}).scalars())
-    for candidates in chunks(with_occurrences):
-        if candidates:
-            of_right = _counts_if_right(connection, candidates)
+        with_occurrences.update(row[0] for row in _WITH_OCCURRENCES.rows(connection, chunk))
+    for candidates, known in ((ids & new & noted.keys(), noted), (with_occurrences, None)):
+        for chunk in chunks(candidates):
+            of_right = _counts_if_right(connection, chunk, known)
             counts |= of_right
-            again |= rebuild(connection, [key for key in candidates if key not in of_right])
+            again |= rebuild(connection, [key for key in chunk if key not in of_right])
     return counts | counts_of(connection, again)
 
 
@@ -251,14 +265,23 @@ def groups_of(connection: Connection, ids: Iterable[str]) -> dict[str, str]:
     return {execution_id: group_id for execution_id, group_id in of_executions.items() if group_id != groups.OTHER}
 
 
-def _counts_if_right(connection: Connection, ids: Sequence[str]) -> Counts:
-    """Counts of those of the executions whose occurrences are what their rows say."""
+def _counts_if_right(
+    connection: Connection, ids: Sequence[str], noted: Mapping[str, Sequence[_Stored]] | None = None
+) -> Counts:
+    """Counts of those of the executions whose occurrences are what their rows say.
+
+    ``noted``: the occurrences, and so the rows of the executions themselves, if they need not be read.
+    """
     by_execution: dict[str, dict[Key, _Stored]] = {execution_id: {} for execution_id in ids}
     due: dict[str, set[Key]] = {execution_id: set() for execution_id in ids}
+    if noted is not None:
+        for execution_id in ids:
+            by_execution[execution_id] = {stored[:4]: stored for stored in noted[execution_id]}
+            due[execution_id] = {stored[:4] for stored in noted[execution_id] if stored.kind == EXECUTION}
     wrong: set[str] = set()
     attempts: list[_Stored] = []
     ends: set[tuple[str, str, int, int | None]] = set()
-    for row in map(_Stored._make, connection.execute(_FAILED, {"ids": ids})):
+    for row in map(_Stored._make, (_FAILED if noted is None else _FAILED_INSIDE).rows(connection, ids)):
         if row.group_id:
             by_execution[row.execution_id][row[:4]] = row
         elif row.kind == ATTEMPT:
@@ -292,11 +315,11 @@ def _is_consistent(stored: Sequence[_Stored]) -> bool:
     )
 
 
-def _store(connection: Connection, failing: Sequence[Failing], new: Mapping[str, _Owner]) -> None:
-    """Write the occurrences of what failed. ``new``: executions of which nothing is stored yet."""
+def _store(connection: Connection, failing: Sequence[Failing], new: Mapping[str, _Owner]) -> list[_Stored]:
+    """Write the occurrences of what failed, and return them. ``new``: executions of which nothing is stored yet."""
     owners = dict(new)
     for chunk in chunks({entry.execution_id for entry in failing} - new.keys()):
-        owners |= {row[0]: _Owner(*row) for row in connection.execute(_OWNERS, {"ids": chunk})}
+        owners |= {row[0]: _Owner(*row) for row in _OWNERS.rows(connection, chunk)}
     # Of an execution without a row nothing is known yet; its end brings it.
     failing = [entry for entry in failing if entry.execution_id in owners]
     of_steps = [entry for entry in failing if entry.kind != EXECUTION]
@@ -314,11 +337,15 @@ def _store(connection: Connection, failing: Sequence[Failing], new: Mapping[str,
     beyond = {
         workspace: groups.ensure(connection, workspace, prints) for workspace, prints in sorted(by_workspace.items())
     }
-    values = [
-        row.values(groups.OTHER if row.group_id in beyond.get(row.owner.workspace_id, ()) else row.group_id)
-        for _, row in sorted(rows.items())
-    ]
+    written: list[_Stored] = []
+    values: list[tuple[Any, ...]] = []
+    for _, row in sorted(rows.items()):
+        is_beyond = row.group_id in beyond.get(row.owner.workspace_id, ())
+        stored_row = row.stored(groups.OTHER if is_beyond else row.group_id)
+        written.append(stored_row)
+        values.append(row.values(stored_row))
     insert_many(connection, _upsert_of(connection.dialect), values)
+    return written
 
 
 _since: Final[WeakKeyDictionary[Engine, int]] = WeakKeyDictionary()
@@ -337,7 +364,7 @@ def _stored(connection: Connection, ended: Sequence[Failing], new: Collection[st
     by_execution: dict[str, list[_Stored]] = {execution_id: [] for execution_id in new}
     by_execution |= {entry.execution_id: [] for entry in ended}
     for chunk in chunks(by_execution.keys() - new):
-        for row in map(_Stored._make, connection.execute(_STORED, {"ids": chunk})):
+        for row in map(_Stored._make, _STORED_OF.rows(connection, chunk)):
             by_execution[row.execution_id].append(row)
     return by_execution
 
@@ -349,10 +376,7 @@ def _inside(known: Mapping[str, Iterable[_Stored]], written: Iterable[_Row]) -> 
     }
     for new in written:
         entry = new.failing
-        by_key[entry.key] = _Stored(
-            entry.execution_id, entry.step_id, entry.attempt, entry.kind, entry.step, entry.parent_step_id, new.cause,
-            new.group_id, int(new.is_origin), entry.times, entry.time_ns,
-        )  # fmt: skip
+        by_key[entry.key] = new.stored(new.group_id)
     inside: dict[str, list[_Stored]] = defaultdict(list)
     for stored in sorted(by_key.values(), key=lambda entry: (entry.time_ns, entry.step_id, entry.attempt)):
         inside[stored.execution_id].append(stored)
@@ -369,12 +393,20 @@ class _Row(NamedTuple):
     is_origin: bool
     origin: Fingerprint | None
 
-    def values(self, group_id: str) -> tuple[Any, ...]:
+    def stored(self, group_id: str) -> _Stored:
+        """As it is stored, in a group."""
+        entry = self.failing
+        return _Stored(
+            *entry.key, entry.step, entry.parent_step_id, self.cause, group_id, int(self.is_origin), entry.times,
+            entry.time_ns,
+        )  # fmt: skip
+
+    def values(self, stored: _Stored) -> tuple[Any, ...]:
         """In the order of the table's columns."""
-        entry, owner = self.failing, self.owner
+        owner = self.owner
         return (
-            *entry.key, owner.workspace_id, group_id, owner.workflow_id, owner.version, entry.step[:200],
-            entry.parent_step_id, self.cause, int(self.is_origin), entry.times, entry.time_ns,
+            *stored[:4], owner.workspace_id, stored.group_id, owner.workflow_id, owner.version, stored.step[:200],
+            stored.parent_step_id, stored.cause, stored.is_origin, stored.times, stored.time_ns,
         )  # fmt: skip
 
 

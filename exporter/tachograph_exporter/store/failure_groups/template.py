@@ -10,10 +10,15 @@ import functools
 import re
 from typing import Final
 
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
+from tachograph_exporter.store.failure_groups.vocabulary import (
+    CALENDAR,
+    CARDINALS,
+    LINKS,
+    SLASHED,
+    SPANS,
+    TECHNICAL,
+    UNITS,
+)
 
 VALUE: Final = "<*>"
 """What stands for a value: a number, id, path, address, quoted text, time, …"""
@@ -23,16 +28,34 @@ _CACHED_LENGTH: Final = 40
 """Characters of a word whose folding is remembered."""
 MAX_TEMPLATE: Final = 500
 """Characters of a template. Far fewer than are read: where a long message is cut depends on its values."""
+_CACHED_WORDS: Final = 100
+"""Words of a message whose template is remembered, once its values are folded."""
+_MAX_PASSES: Final = 5
+_MAX_DEPTH: Final = 60
+"""Brackets within brackets that are looked into."""
 
-_QUOTE: Final = re.compile(r"[\"'`“”‘’«»„]")
-_CLOSING: Final = {'"': '"', "'": "'", "`": "`'", "“": "”", "‘": "’", "„": "“”", "«": "»"}
+_QUOTE: Final = re.compile(r"[\"'`“”‘’«»„‹›「」『』《》]")
+_CLOSING: Final = {
+    '"': '"', "'": "'", "`": "`'", "“": "”", "‘": "’", "„": "“”", "«": "»", "‹": "›", "「": "」", "『": "』",
+    "《": "》",
+}  # fmt: skip
+_PAIRED: Final = "「『《"
+"""Quotes of languages without spaces: letters may stand beside them."""
+_ESCAPE: Final = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-Z\\^_]?")
+"""What terminals take for colours, titles and links."""
+_INVISIBLE: Final = dict.fromkeys(
+    (0xAD, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF)
+)
 _WORD: Final = re.compile(r"\S+")
 _PART: Final = re.compile(r"<\*>|[^\s()\[\]{},;=<>|]+|[\s()\[\]{},;=<>|]")
 _EDGE: Final = "()[]{}<>,;:.!?|\"'`"
 _DIGIT: Final = re.compile(r"\d")
 _INTEGER: Final = re.compile(r"[+-]?\d{1,5}")
 _HEX: Final = re.compile(r"[0-9a-fA-F]{8,}")
+_OCTETS: Final = re.compile(r"(?<![^\s(\[<=:,])[0-9a-fA-F]{2}(?: [0-9a-fA-F]{2}){2,}(?!\w)")
 _COLONS: Final = re.compile(r"[0-9a-fA-F]{0,4}(?:::?[0-9a-fA-F]{1,4}){2,}:{0,2}")
+_ADDRESS: Final = re.compile(r"::[0-9a-fA-F]{1,4}")
+_BESIDE_ADDRESS: Final = _EDGE.replace(":", "")
 _PADDED: Final = re.compile(r"[A-Za-z0-9+/_-]{4,}={1,2}(?=$|[^\w=])")
 _DRIVE: Final = re.compile(r"(?:[A-Za-z]:)?\\|[A-Za-z]:[/\\]")
 _FILE: Final = re.compile(
@@ -48,42 +71,24 @@ _CODE: Final = re.compile(
     r"(?i)(?:ORA|TNS|PLS|DPY|DPI|SQLSTATE|HTTP|CVE|PGRST|AADSTS|MSB|CS|TS|SQL)[-_]?\d{2,7}N?"
     r"|(?:SSL|TLS)v?\d(?:\.\d)?|HTTP/\d(?:\.\d)?"
 )
-_TECHNICAL: Final = _words(
-    "utf-8 utf8 utf-16 utf16 utf-32 utf_8 latin-1 latin1 iso-8859-1 iso8859-1 cp1252 cp437 gb2312 sha1 sha-1 "
-    "sha256 sha-256 sha384 sha512 md5 base64 base32 base16 ipv4 ipv6 http2 http3 h2 int8 int16 int32 int64 "
-    "uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128 datetime64 s3 ec2 k8s x86_64 "
-    "arm64 amd64 win32 oauth2 x509 lz4 bz2 mp3 mp4 psycopg2 psycopg3 boto3 urllib3 httplib2 jinja2 sqlite3 "
-    "python3 python2 log4j neo4j db2 i18n l10n x11 v4l2 rs256 hs256 es256 aes256 aes-256 rsa2048 pep8 e2e "
-    "c++11 h5 p12 pkcs12 pkcs8 ext4"
-)
-"""Words of the field that have a digit and are not values."""
 _SLASHED: Final = re.compile(r"(?i)(?:application|text|image|audio|video|multipart|font|model)/[a-z.+*-]+")
-_SLASHED_WORDS: Final = _words(
-    "and/or either/or i/o n/a tcp/ip read/write input/output client/server start/stop begin/end yes/no "
-    "true/false on/off ssl/tls he/she his/her request/response key/value http/https"
+_KEPT_AFTER: Final = frozenset(
+    ("errno", "winerror", "signal", "sqlstate", "http", "status", "http/1.0", "http/1.1", "http/2", "http/3")
 )
-_CALENDAR: Final = _words(
-    "mon tue tues wed thu thur thurs fri sat sun monday tuesday wednesday thursday friday saturday sunday jan "
-    "feb mar apr may jun jul aug sep sept oct nov dec january february march april june july august september "
-    "october november december"
-)
-_UNITS: Final = _words(
-    "ns us µs μs ms msec msecs millisecond milliseconds microsecond microseconds nanosecond nanoseconds s sec "
-    "secs second seconds m min mins minute minutes h hr hrs hour hours d day days w week weeks month months y "
-    "year years b byte bytes kb mb gb tb pb kib mib gib tib kbit mbit gbit bit bits k bn thousand million "
-    "billion % percent pct ° deg am pm utc gmt z cet cest est edt pst pdt usd eur gbp hz khz mhz ghz px pt rpm "
-    "rps qps w kw v mv ago"
-)
-"""What may follow a number and belongs to it: it changes with the number."""
-_KEPT_AFTER: Final = _words("errno winerror signal sqlstate http status http/1.0 http/1.1 http/2 http/3")
 _KEPT_AFTER_TWO: Final = frozenset(
     {("exit", "code"), ("exit", "status"), ("return", "code"), ("status", "code"), ("error", "status")}
 )
-_KEPT_KEYS: Final = _words("errno status status_code exit_code exitcode returncode return_code signal sqlstate")
-_JOINED: Final = re.compile(r"<\*>(?:(?:[\s,;:=|/+~x×*-]|\band\b|\bor\b|\bto\b|\bof\b|\bat\b|\bvs\b|\.\.|…)*<\*>)+")
-_WRAPPED: Final = re.compile(
-    r"(?<![\w>])(?:\[\s*(?:<\*>)?[\s,]*\]|\(\s*(?:<\*>)?[\s,]*\)|\{\s*\}|\{\s*<\*>[^{}]*\})|<<\*>>"
+_KEPT_KEYS: Final = frozenset(
+    ("errno", "status", "status_code", "exit_code", "exitcode", "returncode", "return_code", "signal", "sqlstate")
 )
+_LITERAL: Final = r"(?:null|NULL|None|nil|true|TRUE|True|false|FALSE|False|undefined|NaN)(?!\w)"
+_LITERALS: Final = re.compile(rf"(?:<\*>|(?<![\w.]){_LITERAL})(?:\s*,\s*(?:<\*>|{_LITERAL}))+")
+"""Lists of values and of words of programming languages that stand for values."""
+_JOINED: Final = re.compile(r"<\*>(?:(?:[\s,;:=|/+~x×*-]|\band\b|\bor\b|\bto\b|\bof\b|\bat\b|\bvs\b|\.\.|…)*<\*>)+")
+_BRACKET: Final = re.compile(r"[()\[\]{}]")
+_OPENING: Final = {")": "(", "]": "[", "}": "{"}
+_ONLY_VALUE: Final = re.compile(r"\s*(?:<\*>)?[\s,]*")
+_FIELDS: Final = re.compile(r"\s*(?:\Z|<\*>)")
 _SIGNS: Final = re.compile(
     r"(?<![\w>.:#$€£+~*-])[.:#$€£+~*-]+(?=<\*>)|(?<![\w>])[$€£№#] (?=<\*>)"
     r"|(?<=<\*>)(?:\.(?=[\s)\],;:]|$)|={1,2}(?![\w<=]))"
@@ -91,23 +96,58 @@ _SIGNS: Final = re.compile(
 """What belongs to the value beside it: signs, the dots of ``./``, the padding of base64."""
 _SPACES: Final = re.compile(r"\s+")
 _CASE_CHANGE: Final = re.compile(r"[a-z][A-Z]|[A-Z]{2}[a-z]")
+_TOKEN: Final = re.compile(r"[A-Za-z_-]+")
+_LONE_LETTER: Final = re.compile(r"(?<=[A-Z])[a-z](?=[A-Z])")
+_LATE_CAPITALS: Final = re.compile(r"(?<=[a-z])[A-Z]{2,}")
+_LETTER_RUN: Final = re.compile(r"[a-z]+|[A-Z]+")
 
 
 def template_of(message: str) -> str:
     """The template of a message. That of a template is the template itself."""
-    text = _fold_quoted(message[:MAX_MESSAGE])
-    words: list[tuple[str, ...]] = []
-    before = last = ""
-    for word in _WORD.findall(text):
-        words.append((word,) if _is_told_apart(word, before, last) else _fold_word(word))
-        before, last = last, word.strip(_EDGE).lower()
-    folded = _fold_in_context(words)
-    for _ in range(3):
-        joined = _WRAPPED.sub(VALUE, _JOINED.sub(VALUE, _SIGNS.sub("", folded)))
-        if joined == folded:
+    is_cut = len(message) > MAX_MESSAGE
+    text = message[:MAX_MESSAGE]
+    if "\x1b" in text or "\x9b" in text:
+        text = _ESCAPE.sub("", text)
+    if not text.isascii():
+        text = text.translate(_INVISIBLE)
+    words = _words_of(text, is_cut=is_cut)
+    return _finished(words, is_cut) if len(words) <= _CACHED_WORDS else _finish(words, is_cut)
+
+
+def _finish(words: tuple[str, ...], is_cut: bool) -> str:
+    """The template of a message whose words are folded one by one: with what belongs together, and cut."""
+    for _ in range(_MAX_PASSES):
+        folded = in_context = _fold_in_context(words)
+        for _ in range(_MAX_PASSES):
+            joined = _fold_brackets(_joined(_SIGNS.sub("", folded)), is_cut=is_cut)
+            if joined == folded:
+                break
+            folded = joined
+        template = _SPACES.sub(" ", folded).strip()
+        if folded is in_context and _QUOTE.search(folded) is None:
             break
-        folded = joined
-    return _cut(_SPACES.sub(" ", folded).strip())
+        # What became a value may stand beside what belongs to it, or close a quote that was none.
+        again = _words_of(template, is_cut=False)
+        if again == words:
+            break
+        words, is_cut = again, False
+    return _cut(template)
+
+
+# Messages that differ in their values have the same words by now.
+_finished: Final = functools.lru_cache(512)(_finish)
+
+
+def _joined(text: str) -> str:
+    return _JOINED.sub(VALUE, _LITERALS.sub(_folded_literals, text)).replace(f"<{VALUE}>", VALUE)
+
+
+def _folded_octets(match: re.Match[str]) -> str:
+    return VALUE if _DIGIT.search(match.group()) else match.group()
+
+
+def _folded_literals(match: re.Match[str]) -> str:
+    return VALUE if VALUE in match.group() else match.group()
 
 
 def _cut(text: str) -> str:
@@ -117,7 +157,42 @@ def _cut(text: str) -> str:
     return text[:MAX_TEMPLATE].rpartition(" ")[0] or text[:MAX_TEMPLATE]
 
 
-def _fold_quoted(text: str) -> str:
+def _words_of(text: str, *, is_cut: bool) -> tuple[str, ...]:
+    """The words of a text, folded one by one. A line that says the same as the one before it counts once."""
+    text = _OCTETS.sub(_folded_octets, _fold_quoted(text, is_cut=is_cut))
+    lines = text.splitlines() if "\n" in text else [text]
+    if is_cut and len(lines) > 1:
+        del lines[-1]
+    words: list[str] = []
+    of_line_before: list[str] = []
+    before = last = ""
+    for line in lines:
+        begin = len(words)
+        for raw in _WORD.findall(line):
+            # Most words of a message are those of the last one; long ones are not kept.
+            folded, core = _short_word(raw) if len(raw) <= _CACHED_LENGTH else _word(raw)
+            is_code = (last in _KEPT_AFTER or (before, last) in _KEPT_AFTER_TWO) and _is_code(core)
+            words.append(raw if is_code else folded)
+            before, last = last, core
+        if len(lines) > 1:
+            of_line = words[begin:]
+            if of_line == of_line_before and _is_balanced(line):
+                del words[begin:]
+            of_line_before = of_line
+    return tuple(words)
+
+
+def _is_balanced(line: str) -> bool:
+    """Whether a line closes the brackets that it opens: those of data over several lines do not."""
+    return all(line.count(opening) == line.count(closing) for closing, opening in _OPENING.items())
+
+
+def _is_code(core: str) -> bool:
+    """Whether a number tells causes apart: an exit code, an HTTP status, an errno."""
+    return _INTEGER.fullmatch(core) is not None
+
+
+def _fold_quoted(text: str, *, is_cut: bool) -> str:
     """Quoted texts as values. An apostrophe inside a word is none of their quotes."""
     parts: list[str] = []
     copied = 0
@@ -129,17 +204,20 @@ def _fold_quoted(text: str) -> str:
         quote = quotes[i]
         start, end, mark = quote.start(), quote.end(), quote.group()
         if opened is not None:
-            if mark in _CLOSING[opened.group()] and not text[end : end + 1].isalnum():
+            if mark in _CLOSING[opened.group()] and (opened.group() in _PAIRED or not text[end : end + 1].isalnum()):
                 first = opened.start()
                 # The prefix of a literal: b'…'.
                 if first and text[first - 1] in "bBrRuUfF" and not text[max(0, first - 2) : first - 1].isalnum():
                     first -= 1
                 parts += [text[copied:first], VALUE]
                 copied, opened = end, None
-        elif mark in _CLOSING and mark not in unclosed and _may_open(text, start):
+        elif mark in _CLOSING and mark not in unclosed and (mark in _PAIRED or _may_open(text, start)):
             opened, opened_at = quote, i
         i += 1
         if i == len(quotes) and opened is not None:
+            if is_cut:
+                # It is closed in what is not read.
+                return "".join((*parts, text[copied : opened.start()], VALUE))
             # Nothing closes it, nor any later one of its kind. Each kind is given up once, so the time stays linear.
             unclosed.add(opened.group())
             i, opened = opened_at + 1, None
@@ -154,30 +232,23 @@ def _may_open(text: str, at: int) -> bool:
     return before in "bBrRuUfF" and not text[max(0, at - 2) : at - 1].isalnum()
 
 
-def _is_told_apart(word: str, before: str, last: str) -> bool:
-    """Whether a number tells causes apart: an exit code, an HTTP status, an errno."""
-    if last not in _KEPT_AFTER and (before, last) not in _KEPT_AFTER_TWO:
-        return False
-    return _INTEGER.fullmatch(word.strip(_EDGE)) is not None
+def _word(raw: str) -> tuple[str, str]:
+    """A word between spaces: folded, and as it is in lower case without marks at its edges."""
+    return "".join(_parts_of(raw)), raw.strip(_EDGE).lower()
 
 
-def _fold_word(word: str) -> tuple[str, ...]:
-    """The parts of a word between spaces, with values folded."""
-    # Most words of a message are those of the last one; long ones are not kept.
-    return _folded_short_word(word) if len(word) <= _CACHED_LENGTH else tuple(_parts_of(word))
-
-
-@functools.lru_cache(2048)
-def _folded_short_word(word: str) -> tuple[str, ...]:
-    return tuple(_parts_of(word))
+_short_word: Final = functools.lru_cache(2_048)(_word)
 
 
 def _parts_of(word: str) -> list[str]:
+    """The parts of a word between spaces, with values folded."""
     if VALUE in word and len(word) == len(VALUE):
         return [VALUE]
     core = word.strip(_EDGE)
     if "://" in word:
         return _from_scheme(word)
+    if "::" in word and _ADDRESS.fullmatch(address := word.strip(_BESIDE_ADDRESS).rstrip(":")):
+        return _whole(word, address)
     if core[:1] in ("/", "~") or core.startswith(("./", "../")) or _DRIVE.match(core):
         return _whole(word, core)
     if "=" in word and _PADDED.fullmatch(core.rstrip(".,;:")) and (len(core) >= 12 or _DIGIT.search(core)):
@@ -216,53 +287,124 @@ def is_value(word: str) -> bool:
         return False
     lower = word.lower()
     if _DIGIT.search(word):
-        return lower not in _TECHNICAL and not _CODE.fullmatch(word)
+        return lower not in TECHNICAL and not _CODE.fullmatch(word)
     if "/" in word or "\\" in word:
-        return lower not in _SLASHED_WORDS and not _SLASHED.fullmatch(word)
+        return lower not in SLASHED and not _SLASHED.fullmatch(word)
     if "@" in word or lower in ("nan", "inf", "-inf", "+inf", "localhost") or lower.startswith("localhost:"):
         return True
     if "." in word:
         return _FILE.fullmatch(word) is not None or _HOST.fullmatch(word) is not None
     if ":" in word:
         return _COLONS.fullmatch(word) is not None
-    if _HEX.fullmatch(word):
+    if _HEX.fullmatch(word) or (lower in CARDINALS or CARDINALS.issuperset(lower.split("-"))):
         return True
-    # Random letters change case every other letter, words do not.
-    return len(word) >= 16 and word.isalnum() and len(_CASE_CHANGE.findall(word)) * 5 > len(word)
+    return len(word) >= 16 and _is_random(word)
 
 
-def _fold_in_context(words: list[tuple[str, ...]]) -> str:
-    """The words as text: with what belongs to a number folded, and codes that tell causes apart as they are."""
-    folded = [VALUE in parts for parts in words]
-    texts = ["".join(parts) for parts in words]
+def _is_random(word: str) -> bool:
+    """Whether the case of letters changes as it does in random ones, and not as in names of several words."""
+    if word.isalnum() and len(_CASE_CHANGE.findall(word)) * 5 > len(word):
+        return True
+    if not _TOKEN.fullmatch(word):
+        return False
+    odd_runs = len(_LONE_LETTER.findall(word))
+    return (
+        odd_runs > 0
+        and (odd_runs := odd_runs + len(_LATE_CAPITALS.findall(word))) > 1
+        and (4 * odd_runs >= len(_LETTER_RUN.findall(word)))
+    )
+
+
+def _fold_in_context(words: tuple[str, ...]) -> str:
+    """The words as text: with what belongs to a number folded."""
+    texts = list(words)
+    folded = [VALUE in word for word in words]
+    cores = [word.strip(_EDGE).lower() for word in words]
+    cores += ("", "")
     for i in range(len(words) - 1, -1, -1):
-        if not folded[i] and i + 1 < len(words) and folded[i + 1] and _is_calendar(texts[i]):
+        if folded[i]:
+            continue
+        core, following = cores[i], cores[i + 1]
+        if core in CALENDAR:
+            belongs = i + 1 < len(words) and folded[i + 1]
+        elif core in LINKS:
+            belongs = i + 1 < len(words) and folded[i + 1] and (following in CALENDAR or cores[i - 1] in CALENDAR)
+        elif core in ("a", "an"):
+            belongs = following in SPANS or (following == "few" and cores[i + 2] in UNITS)
+        else:
+            belongs = core == "few" and following in UNITS and i > 0 and cores[i - 1] == "a"
+        if belongs:
             folded[i], texts[i] = True, VALUE
-    return " ".join(_following(texts, folded))
+    return " ".join(_following(texts, folded, cores))
 
 
-def _following(texts: list[str], folded: list[bool]) -> list[str]:
+def _following(texts: list[str], folded: list[bool], cores: list[str]) -> list[str]:
     result: list[str] = []
     is_number = False
-    for text, is_folded in zip(texts, folded, strict=True):
-        word = text.strip(_EDGE).lower()
+    for i, (text, is_folded) in enumerate(zip(texts, folded, strict=True)):
         if is_folded:
             result.append(text)
             # What ends with a mark is not continued by the next word.
             is_number = text.endswith(VALUE)
             continue
-        if is_number and word and (word in _UNITS or word in _CALENDAR):
-            result[-1] += text[len(text.rstrip(_EDGE)) :]
-            is_number = text.rstrip(_EDGE) == text
-            continue
-        if is_number and len(word) > 3 and word.endswith("s") and not word.endswith("ss") and word.isalpha():
-            # 1 row, 2 rows.
-            at = text.lower().rfind("s")
-            text = text[:at] + text[at + 1 :]
+        if is_number and (core := cores[i]):
+            if core in UNITS or core in CALENDAR or (core in LINKS and cores[i + 1] in CALENDAR):
+                result[-1] += text[len(text.rstrip(_EDGE)) :]
+                is_number = text.rstrip(_EDGE) == text
+                continue
+            if len(core) > 3 and core.endswith("s") and not core.endswith("ss") and core.replace("-", "").isalpha():
+                # 1 row, 2 rows.
+                at = text.lower().rfind("s")
+                text = text[:at] + text[at + 1 :]
         is_number = False
         result.append(text)
     return [text for text in result if text]
 
 
-def _is_calendar(text: str) -> bool:
-    return text.strip(_EDGE).lower() in _CALENDAR
+def _fold_brackets(text: str, *, is_cut: bool) -> str:
+    """Brackets as values that hold nothing but values, and braces that begin with one; the innermost first."""
+    if _BRACKET.search(text) is None:
+        return text
+    outer: list[tuple[str, list[str]]] = []
+    parts: list[str] = []
+    copied = 0
+    for match in _BRACKET.finditer(text):
+        bracket, at = match.group(), match.start()
+        if at > copied:
+            parts.append(text[copied:at])
+        copied = at + 1
+        if bracket not in _OPENING:
+            if len(outer) < _MAX_DEPTH:
+                outer.append((bracket, parts))
+                parts = []
+                continue
+        elif outer and outer[-1][0] == _OPENING[bracket]:
+            content = "".join(parts)
+            opening, parts = outer.pop()
+            if not _is_attached(parts) and _is_collection(opening, content):
+                parts.append(VALUE)
+                continue
+            parts += [opening, content] if content else [opening]
+        parts.append(bracket)
+    if copied < len(text):
+        parts.append(text[copied:])
+    if outer and is_cut:
+        # It is closed in what is not read.
+        return "".join((*outer[0][1], VALUE))
+    for opening, before in reversed(outer):
+        parts = [*before, opening, *parts]
+    return "".join(parts)
+
+
+def _is_attached(parts: list[str]) -> bool:
+    """Whether a bracket belongs to the word before it, as that of a call does."""
+    before = parts[-1][-1] if parts else " "
+    return before.isalnum() or before in "_>"
+
+
+def _is_collection(opening: str, content: str) -> bool:
+    if content.count(VALUE) > 1:
+        content = _joined(content)
+    if opening == "{":
+        return _FIELDS.match(content) is not None and "{" not in content and "}" not in content
+    return _ONLY_VALUE.fullmatch(content) is not None

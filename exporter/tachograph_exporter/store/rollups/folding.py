@@ -8,7 +8,15 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from tachograph_exporter.store.rollups.counting import EndedExecution, Key, Observer, count, ended_executions
+from tachograph_exporter.store.rollups.counting import (
+    NOTHING_FRESH,
+    EndedExecution,
+    Fresh,
+    Key,
+    Observer,
+    count,
+    ended_executions,
+)
 from tachograph_exporter.store.rollups.rows import RollupRows
 from tachograph_exporter.store.totals import WorkflowTotals
 
@@ -18,17 +26,19 @@ def fold(
     before: Mapping[str, EndedExecution],
     ids: Iterable[str],
     observer: Observer | None = None,
+    fresh: Fresh = NOTHING_FRESH,
 ) -> None:
     """Bring the rollups up to date with executions whose rows were written.
 
     ``before``: those of them that had already ended, as they were counted. What is new is added. If something already
     counted has changed (an execution given up as lost that ended after all), the rows it is in are counted again from
     the executions. ``observer``: sees the rows of all of them that have ended, as they are now.
+    ``fresh``: those of ``ids`` that need not be read.
     """
     added: dict[Key, dict[int, WorkflowTotals]] = defaultdict(lambda: defaultdict(WorkflowTotals))
     stale: dict[Key, set[int]] = defaultdict(set)
     newly_ended = [execution_id for execution_id in ids if execution_id not in before]
-    count(connection, newly_ended, lambda key, bucket: added[key][bucket], observer)
+    count(connection, newly_ended, lambda key, bucket: added[key][bucket], observer, fresh)
     after = ended_executions(connection, before, observer) if before else {}
     for execution_id, old in before.items():
         new = after.get(execution_id)

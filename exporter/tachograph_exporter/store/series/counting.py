@@ -212,7 +212,9 @@ class SeriesCounter:
         self._executions: dict[str, tuple[Key, ExecutionRow]] = {}
         self._attempts: Mapping[tuple[str, str], Sequence[Any]] = {}
 
-    def executions(self, connection: Connection, rows: Mapping[str, ExecutionRow]) -> None:
+    def executions(
+        self, connection: Connection, rows: Mapping[str, ExecutionRow], *, has_attempts: bool = True
+    ) -> None:
         """Count executions. Their steps and reports follow."""
         self._executions = {}
         if self._database is not None:
@@ -231,7 +233,7 @@ class SeriesCounter:
             for code, statuses in ENDED_AS.items():
                 if execution.status in statuses:
                     counts.amounts[code] = max(counts.amounts.get(code, 0), execution.finished_ns)  # type: ignore[type-var]
-        self._attempts = attempts_of(connection, self._executions)
+        self._attempts = attempts_of(connection, self._executions) if has_attempts else {}
         failed = self._failed if self._failed is not None else occurrences.counts_of(connection, self._executions)
         since = occurrences.counted_since(connection) if failed else 0
         for execution_id, by_group in failed.items():

@@ -6,11 +6,15 @@ them has to evaluate the query on what is found.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from tachograph_exporter.store.span_search import SpanCriteria
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
+
+from tachograph_exporter.attribute_text import as_text
+from tachograph_exporter.store.span_criteria import SpanCriteria
 from tachograph_exporter.traces.traceql.fields import IS_ROOT, KINDS, SERVICE, STATUSES
 from tachograph_exporter.traces.traceql.lexer import Duration
 from tachograph_exporter.traces.traceql.syntax import (
@@ -33,6 +37,7 @@ _ANYTHING: Final = SpanCriteria()
 _NOTHING_KNOWN: Final = (_ANYTHING,)
 _LITERALS: Final = re.compile(r"[\w \-/:,]+(?:\|[\w \-/:,]+)*")
 """A pattern that is a list of texts."""
+_INT64: Final = 1 << 63
 _STATUS_CODES: Final = {word: code for code, word in STATUSES.items()}
 _KIND_CODES: Final = {word: code for code, word in KINDS.items()}
 _NOTED_SCOPES: Final = ("span", "resource")
@@ -109,7 +114,9 @@ def both(left: Alternatives, right: Alternatives) -> Alternatives:
 def _merged(a: SpanCriteria, b: SpanCriteria) -> SpanCriteria:
     """Both; where they differ, one of them: it is as necessary as the other."""
     values: list[Any] = [one if one not in (None, False) else other for one, other in zip(a, b, strict=True)]
-    return SpanCriteria(*values)._replace(values=tuple(sorted({*a.values, *b.values})))
+    return SpanCriteria(*values)._replace(
+        values=tuple(sorted({*a.values, *b.values})), stored=tuple(sorted({*a.stored, *b.stored}))
+    )
 
 
 def _of_comparison(condition: Binary) -> Alternatives:
@@ -123,10 +130,10 @@ def _of_comparison(condition: Binary) -> Alternatives:
     if operator == "=~" and isinstance(value.value, str) and _LITERALS.fullmatch(value.value):
         texts = value.value.split("|")
         if len(texts) <= _MAX_ALTERNATIVES:
-            return tuple(dict.fromkeys(_equal(field, text) for text in texts))
+            return tuple(dict.fromkeys(each for text in texts for each in _equal(field, text)))
         return _NOTHING_KNOWN
     if operator == "=":
-        return (_equal(field, value.value),)
+        return _equal(field, value.value)
     if field == Intrinsic("nestedSetParent") and (operator, value.value) in (("<", 0), ("<=", -1)):
         return (SpanCriteria(is_root=True),)
     if operator in (">", ">=") and type(value.value) in (int, float, Duration):
@@ -138,15 +145,50 @@ def _of_comparison(condition: Binary) -> Alternatives:
     return _NOTHING_KNOWN
 
 
-def _equal(field: Expression, value: object) -> SpanCriteria:
+def _equal(field: Expression, value: object) -> Alternatives:
     make = _EQUAL.get(field) if isinstance(value, str) else None
     if make is not None:
-        return make(str(value))
-    if isinstance(field, Attribute) and field.scope in _NOTED_SCOPES and isinstance(value, str):
-        return SpanCriteria(values=((field.name, value),))
+        return (make(str(value)),)
+    if isinstance(field, Attribute) and field.scope in _NOTED_SCOPES and type(value) in (str, bool, int, float):
+        is_number = type(value) is float and not math.isfinite(value)  # type: ignore[arg-type]
+        return _NOTHING_KNOWN if is_number else _attribute_is(field.scope, field.name, value)  # type: ignore[arg-type]
     if field == Intrinsic("nestedSetParent") and value == -1 and type(value) is int:
-        return SpanCriteria(is_root=True)
-    return _ANYTHING
+        return (SpanCriteria(is_root=True),)
+    return _NOTHING_KNOWN
+
+
+def _attribute_is(scope: str, name: str, value: str | float) -> Alternatives:
+    """The alternatives of an attribute, or an item of it, with a value: of a number, it may be a whole one or not."""
+    encodings = _encodings(value)
+    if not _is_stored(name) or not encodings:
+        return (SpanCriteria(values=((name, as_text(value)),)),)
+    key = name.encode()
+    alternatives = []
+    for text, encoding in encodings:
+        pair = KeyValue(key=name, value=encoding).SerializeToString()
+        item = ArrayValue(values=[encoding]).SerializeToString()
+        alternatives.append(SpanCriteria(values=((name, text),), stored=((scope, ((pair,), (key, item))),)))
+    return tuple(alternatives)
+
+
+def _encodings(value: str | float) -> list[tuple[str, AnyValue]]:
+    """The values that equal one, as texts (see `attribute_text`) and as OTLP has them; none: it is not known."""
+    if isinstance(value, str):
+        return [(value, AnyValue(string_value=value))] if _is_stored(value) else []
+    if isinstance(value, bool):
+        return [(as_text(value), AnyValue(bool_value=value))]
+    encodings = []
+    if value == int(value) and -_INT64 <= value < _INT64:
+        encodings.append((as_text(int(value)), AnyValue(int_value=int(value))))
+    if float(value) == value:
+        numbers = (0.0, -0.0) if value == 0 else (float(value),)
+        encodings += [(as_text(number), AnyValue(double_value=number)) for number in numbers]
+    return encodings
+
+
+def _is_stored(text: str) -> bool:
+    """Whether a span with this text has it, as UTF-8, in what is stored of it."""
+    return bool(text) and text.isprintable() and "\ufffd" not in text
 
 
 _EQUAL: Final[dict[Expression, Callable[[str], SpanCriteria]]] = {

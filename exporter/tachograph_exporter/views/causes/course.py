@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from tachograph.clock import NS
 from tachograph_exporter.store.samples import SampledRun
 from tachograph_exporter.times import rfc3339
-from tachograph_exporter.views.causes.case import Case
+from tachograph_exporter.views.causes.case import MAX_DEVIATIONS, MIN_SLOW, Case
 from tachograph_exporter.views.causes.claims import LIKELY, claim, length, trends_url
 from tachograph_exporter.views.causes.parts import parts_of
-from tachograph_exporter.views.changepoints import shifts
+from tachograph_exporter.views.causes.statistics import median, noise
+from tachograph_exporter.views.changepoints import Shift, shifts
 from tachograph_exporter.views.metrics import COMPLETED
 from tachograph_exporter.views.schemas.why import Claim
 
@@ -28,6 +30,31 @@ def seconds_of(run: SampledRun, step_id: str | None) -> float | None:
     return parts.total_ns / NS if parts is not None else None
 
 
+def runs_before(sample: Sequence[SampledRun], execution_id: str) -> frozenset[str]:
+    """The ids of the completed runs before the last change, if a run is clearly slow beside those, and so are the runs
+    since: then many runs are as slow as it, and it is slow all the same.
+    """
+    runs = [run for run in sample if run.status == COMPLETED and (seconds_of(run, None) or 0) > 0][-MAX_RUNS:]
+    seconds = [seconds_of(run, None) or 0.0 for run in runs]
+    place = next((i for i, run in enumerate(runs) if run.execution_id == execution_id), None)
+    change = _lasting(shifts(seconds), len(runs), place)
+    if change is None or place is None:
+        return frozenset()
+    before = seconds[: change.start]
+    ratio = seconds[place] / median(before)
+    if ratio < MIN_SLOW or math.log(ratio) < MAX_DEVIATIONS * noise(before):
+        return frozenset()
+    return frozenset(run.execution_id for run in runs[: change.start])
+
+
+def _lasting(changes: Sequence[Shift], count: int, place: int | None) -> Shift | None:
+    """The last change to longer times, if it lasts to the end and the run at a place is one of those since."""
+    if not changes or place is None:
+        return None
+    change = changes[-1]
+    return change if change.end == count and change.ratio > 1 and change.start <= place else None
+
+
 def since(case: Case) -> Iterator[Claim]:
     """Since which run it takes longer, if the run is one of those."""
     step = case.focus if case.run.execution.status == COMPLETED else None
@@ -36,10 +63,8 @@ def since(case: Case) -> Iterator[Claim]:
     runs = runs[-MAX_RUNS:]
     changes = shifts([seconds_of(run, step_id) or 0.0 for run in runs])
     place = next((i for i, run in enumerate(runs) if run.execution_id == case.execution_id), None)
-    if not changes or place is None:
-        return
-    change = changes[-1]
-    if change.end != len(runs) or change.ratio <= 1 or not change.start <= place:
+    change = _lasting(changes, len(runs), place)
+    if change is None:
         return
     first, previous = runs[change.start], runs[change.start - 1]
     is_new_version = first.version != previous.version and all(

@@ -13,12 +13,15 @@ import msgspec
 
 Value: TypeAlias = str | float | bool
 
-MAX_FEATURES: Final = 60
+MAX_FEATURES: Final = 4_000
 """Values of one document that are compared; further ones are left out."""
+MIN_FEATURES: Final = 60
+_MAX_VALUES: Final = 600_000
+"""Values of all documents that are compared: of many runs fewer each, but at least `MIN_FEATURES`."""
 _MAX_DEPTH: Final = 5
 _MAX_TEXT: Final = 100
 _MAX_LIST: Final = 20
-_MAX_DOCUMENT: Final = 64_000
+_MAX_DOCUMENT: Final = 256_000
 _DATE: Final = re.compile(r"\d{4}-?\d{2}(-?\d{2})?([T ].*)?")
 
 
@@ -55,38 +58,48 @@ class Feature(NamedTuple):
     place: Place
 
 
-def flattened(key: str, document: str | None, place: Place) -> Iterator[Feature]:
-    """The values of a JSON document by their paths. Dates are left out: they follow the time. Bounded."""
+def limit_of(documents: int) -> int:
+    """How many values of each of so many documents are compared."""
+    return min(max(MIN_FEATURES, _MAX_VALUES // max(1, documents)), MAX_FEATURES)
+
+
+def flattened(key: str, document: str | None, place: Place, limit: int = MIN_FEATURES) -> Iterator[Feature]:
+    """The values of a JSON document by their paths. Dates are left out: they follow the time. At most ``limit``."""
     if document is None or len(document) > _MAX_DOCUMENT:
         return
     try:
         value = msgspec.json.decode(document)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return
-    for path, leaf in itertools.islice(_leaves(key, value, 0), MAX_FEATURES):
+    for path, leaf in itertools.islice(_leaves(key, value, 0), limit):
         yield Feature(path, leaf, place)
 
 
 def _leaves(path: str, value: Any, depth: int) -> Iterator[tuple[str, Value]]:
-    if isinstance(value, bool):
-        yield path, value
-    elif isinstance(value, int | float):
-        number = _number(value)
-        if number is not None:
-            yield path, number
-    elif isinstance(value, str):
-        if not is_date(value):
-            yield path, value[:_MAX_TEXT]
-    elif isinstance(value, dict):
+    if isinstance(value, dict):
         if depth < _MAX_DEPTH:
             for name, item in value.items():
-                yield from _leaves(f"{path}.{name[:_MAX_TEXT]}", item, depth + 1)
+                inner = f"{path}.{name[:_MAX_TEXT]}"
+                if isinstance(item, dict | list):
+                    yield from _leaves(inner, item, depth + 1)
+                elif (leaf := _leaf(item)) is not None:
+                    yield inner, leaf
     elif isinstance(value, list):
         yield f"{path}.length", float(len(value))
         if depth < _MAX_DEPTH and value and len(value) <= _MAX_LIST:
             scalars = [item for item in value if isinstance(item, str) and not is_date(item)]
             for item in sorted(set(scalars))[:_MAX_LIST]:
                 yield f"{path}[{item[:_MAX_TEXT]}]", True
+    elif (leaf := _leaf(value)) is not None:
+        yield path, leaf
+
+
+def _leaf(value: Any) -> Value | None:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int | float):
+        return _number(value)
+    return value[:_MAX_TEXT] if isinstance(value, str) and not is_date(value) else None
 
 
 def _number(value: float) -> float | None:
@@ -99,7 +112,7 @@ def _number(value: float) -> float | None:
 
 def is_date(text: str) -> bool:
     """Whether a text is a date or a time in the ISO form."""
-    if not _DATE.fullmatch(text):
+    if not text[:1].isdigit() or not _DATE.fullmatch(text):
         return False
     try:
         datetime.fromisoformat(text if len(text) > 7 else f"{text}-01")
@@ -125,7 +138,7 @@ def of_resources(key: str, stored: str | None) -> Iterator[Feature]:
     if not isinstance(numbers, Mapping):
         return
     is_shared = numbers.get("is_shared") is True
-    for name, value in list(numbers.items())[:MAX_FEATURES]:
+    for name, value in list(numbers.items())[:MIN_FEATURES]:
         if name in _REPEATED or (is_shared and name in _OF_PROCESS):
             continue
         if isinstance(value, int | float) and not isinstance(value, bool) and (number := _number(value)) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 from sqlalchemy import Connection
@@ -24,7 +25,7 @@ from tachograph_exporter.views.causes import now, surroundings
 from tachograph_exporter.views.causes.answer import Verdict, answer, sentence, verdict_of
 from tachograph_exporter.views.causes.below import Excess, excess, self_times
 from tachograph_exporter.views.causes.case import Case, ChildRun
-from tachograph_exporter.views.causes.course import seconds_of
+from tachograph_exporter.views.causes.course import runs_before, seconds_of
 from tachograph_exporter.views.causes.differences import MAX_FALSE, MIN_USUAL, Described, Result, differences
 from tachograph_exporter.views.causes.failures import SameFailure
 from tachograph_exporter.views.causes.features import Feature, Value, flattened, of_resources
@@ -74,6 +75,9 @@ def read_why(connection: Connection, workspace: str, execution_id: str, back_ns:
     totals = [seconds for each in sample if each.status == COMPLETED and (seconds := seconds_of(each, None))]
     verdict = verdict_of(comparison, totals)
     focus = _focus(run, comparison, verdict)
+    before = runs_before(sample, run.execution.execution_id) if verdict == "usual" else frozenset[str]()
+    if before and focus is not None:
+        verdict = "slow"
     _read_steps(connection, sample, run, comparison, focus)
     if verdict in ("failed", "lost"):
         samples.read_failure_groups(connection, sample)
@@ -82,7 +86,7 @@ def read_why(connection: Connection, workspace: str, execution_id: str, back_ns:
         differences=Result([], 0), seconds={}, details={},
     )  # fmt: skip
     case.seconds = _measures(case)
-    _group(case, verdict)
+    _group(case, verdict, before)
     case.compare_parts()
     if verdict in ("slow", "failed", "lost"):
         _explain(connection, workspace, case, verdict)
@@ -130,8 +134,11 @@ def _read_steps(
     samples.read_steps(connection, sample, step_ids)
 
 
-def _group(case: Case, verdict: Verdict) -> None:
-    """Divide the sample into the odd runs, which are as this one, and the usual ones."""
+def _group(case: Case, verdict: Verdict, before: AbstractSet[str]) -> None:
+    """Divide the sample into the odd runs, which are as this one, and the usual ones.
+
+    ``before``: the runs that say what is usual, because those since are slower; empty: all of them.
+    """
     if verdict in ("failed", "lost"):
         failed_so = SameFailure(case.sampled)
         case.odd = {
@@ -142,7 +149,7 @@ def _group(case: Case, verdict: Verdict) -> None:
     completed, seconds = [run for run in case.sample if run.status == COMPLETED], case.seconds
     mine = seconds.get(case.execution_id)
     others = [value for key, value in seconds.items() if value and key != case.execution_id]
-    usually = median(others)
+    usually = median([seconds[key] for key in before if key in seconds] or others)
     if not mine or not usually or verdict != "slow":
         case.usual = {run.execution_id: run for run in completed if run.execution_id != case.execution_id}
         return
@@ -229,7 +236,8 @@ def _differences(
     target = case.odd.get(case.execution_id)
     if target is None:
         return Result([], 0)
-    by_run = {run.execution_id: surroundings.own_features(run) for run in runs}
+    limit = kinds.limit_of(len(runs))
+    by_run = {run.execution_id: surroundings.own_features(run, limit) for run in runs}
     processes, at_once = surroundings.of_processes(case.sample), surroundings.of_others(case.sample)
     usual_ns = round(median([case.seconds.get(run.execution_id, 0.0) for run in case.usual.values()]) * NS)
     windows = {run.execution_id: window for run in runs if (window := _window(case, run, usual_ns)) is not None}

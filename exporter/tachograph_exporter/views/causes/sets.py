@@ -14,7 +14,8 @@ from tachograph_exporter.store.samples import MAX_RUNS, SampledRun
 from tachograph_exporter.times import rfc3339
 from tachograph_exporter.views.causes import surroundings
 from tachograph_exporter.views.causes.claims import differing
-from tachograph_exporter.views.causes.differences import MAX_FALSE, Described, differences_of_set
+from tachograph_exporter.views.causes.differences import MAX_FALSE, MAX_KEYS, Described, differences_of_set
+from tachograph_exporter.views.causes.features import limit_of
 from tachograph_exporter.views.metrics import COMPLETED
 from tachograph_exporter.views.schemas.why import SampleOfRuns, WorkflowDifferences
 
@@ -55,8 +56,9 @@ def read_differences(
     runs = [run for run in sample if choice.is_compared(run)]
     processes, at_once = surroundings.of_processes(runs), surroundings.of_others(runs)
     described = []
+    limit = min(limit_of(len(runs)), MAX_KEYS)
     for run in runs:
-        features = surroundings.own_features(run) | processes[run.execution_id]
+        features = surroundings.own_features(run, limit) | processes[run.execution_id]
         features["runs_at_once"] = at_once[run.execution_id]
         seconds = (run.finished_ns - run.started_ns) / NS if choice.slower_than_ns is not None else None
         described.append(Described(run.started_ns, choice.is_odd(run), features, seconds))

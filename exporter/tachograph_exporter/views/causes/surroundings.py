@@ -28,12 +28,12 @@ MIN_BETWEEN: Final = 5
 _DAY_NS: Final = 86_400 * NS
 
 
-def own_features(run: SampledRun) -> dict[str, Feature]:
-    """What the run itself has: version, project, host, process, inputs."""
+def own_features(run: SampledRun, limit: int) -> dict[str, Feature]:
+    """What the run itself has: version, project, host, process, and at most ``limit`` values of its inputs."""
     features = [
         Feature("version", run.version, kinds.VERSION),
         Feature("project", run.project, kinds.PROJECT),
-        *flattened("input", run.inputs, kinds.INPUT),
+        *flattened("input", run.inputs, kinds.INPUT, limit),
     ]
     host = host_of(run.process)
     if host is not None:

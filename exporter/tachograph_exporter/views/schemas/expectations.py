@@ -135,6 +135,21 @@ class NoticePage(msgspec.Struct):
     limit: int
 
 
+class ReceiverTest(msgspec.Struct, kw_only=True):
+    """Whether a receiver took a test message. ``address`` has no secret in it; ``reason``: why it did not."""
+
+    receiver: str
+    address: str
+    is_taken: bool
+    reason: str | None = None
+
+
+class ReceiverTests(msgspec.Struct):
+    """The receivers of a service, each with what became of a test message."""
+
+    receivers: list[ReceiverTest]
+
+
 EXAMPLE: dict[str, Any] = {
     "schedule": "0 3 * * *",
     "timezone": "Europe/Berlin",

@@ -53,7 +53,7 @@ class RunUse(msgspec.Struct, gc=False):
     is_partial: bool
 
 
-class Attempt(msgspec.Struct, kw_only=True, gc=False):
+class Attempt(msgspec.Struct, gc=False):
     """One attempt of a step. ``queue_seconds`` and ``backoff_seconds`` are the waits before this attempt."""
 
     attempt: int
@@ -134,7 +134,7 @@ class SpansBelow(msgspec.Struct, gc=False):
     elapsed_seconds: float | None
 
 
-class WorkflowStepTimelineEntry(msgspec.Struct, kw_only=True, gc=False):
+class WorkflowStepTimelineEntry(msgspec.Struct, gc=False):
     """One step of a timeline.
 
     ``step_index`` tells steps of the same name apart (of a mapped task, a loop, a fan-out), else it is null.

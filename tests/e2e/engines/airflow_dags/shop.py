@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 from time import sleep
 
 from airflow.exceptions import AirflowSkipException
+from airflow.providers.standard.sensors.time_delta import WaitSensor
 from airflow.sdk import dag, task, task_group
 
 ONCE = {"schedule": "@once", "start_date": datetime(2026, 1, 1), "catchup": False}
@@ -73,6 +74,12 @@ def after():
 
 
 @dag(**ONCE)
+def waiting():
+    pause = WaitSensor(task_id="pause", time_to_wait=timedelta(seconds=4), deferrable=True, retries=2)
+    extract() >> pause >> load()
+
+
+@dag(**ONCE)
 def nightly():
     merged = merge(work.expand(number=extract()))
     skipper()
@@ -89,4 +96,5 @@ def failing():
 
 
 nightly()
+waiting()
 failing()

@@ -1,0 +1,64 @@
+"""Words of error messages that are values, belong to values, or look like values and are none."""
+
+from __future__ import annotations
+
+from typing import Final
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+TECHNICAL: Final = _words(
+    "utf-8 utf8 utf-16 utf16 utf-32 utf_8 latin-1 latin1 iso-8859-1 iso8859-1 cp1252 cp437 gb2312 sha1 sha-1 "
+    "sha256 sha-256 sha384 sha512 md5 base64 base32 base16 ipv4 ipv6 http2 http3 h2 int8 int16 int32 int64 "
+    "uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128 datetime64 s3 ec2 k8s x86_64 "
+    "arm64 amd64 win32 oauth2 x509 lz4 bz2 mp3 mp4 psycopg2 psycopg3 boto3 urllib3 httplib2 jinja2 sqlite3 "
+    "python3 python2 log4j neo4j db2 i18n l10n x11 v4l2 rs256 hs256 es256 aes256 aes-256 rsa2048 pep8 e2e "
+    "c++11 h5 p12 pkcs12 pkcs8 ext4"
+)
+"""Words of the field that have a digit and are not values."""
+SLASHED: Final = _words(
+    "and/or either/or i/o n/a tcp/ip read/write input/output client/server start/stop begin/end yes/no "
+    "true/false on/off ssl/tls he/she his/her request/response key/value http/https"
+)
+"""Words with a slash that are no paths."""
+CALENDAR: Final = _words(
+    "mon tue tues wed thu thur thurs fri sat sun monday tuesday wednesday thursday friday saturday sunday jan "
+    "feb mar apr may jun jul aug sep sept oct nov dec january february march april june july august september "
+    "october november december "
+    "montag dienstag mittwoch donnerstag freitag samstag sonnabend sonntag januar jänner februar märz mai juni juli "
+    "oktober dezember mrz okt dez "
+    "lundi mardi mercredi jeudi vendredi samedi dimanche janvier février mars avril juin juillet août septembre "
+    "octobre novembre décembre janv févr avr juil déc "
+    "lunes martes miércoles jueves viernes sábado domingo enero febrero marzo abril mayo junio julio agosto "
+    "septiembre setiembre octubre noviembre diciembre "
+    "lunedì martedì mercoledì giovedì venerdì sabato domenica gennaio febbraio aprile maggio giugno luglio settembre "
+    "ottobre dicembre "
+    "segunda-feira terça-feira quarta-feira quinta-feira sexta-feira janeiro fevereiro março maio junho julho setembro "
+    "outubro novembro dezembro "
+    "maandag dinsdag woensdag donderdag vrijdag zaterdag zondag januari februari maart mei augustus "
+    "poniedziałek wtorek środa czwartek piątek sobota niedziela stycznia lutego marca kwietnia maja czerwca lipca "
+    "sierpnia września października listopada grudnia "
+    "понедельник вторник среда четверг пятница суббота воскресенье января февраля марта апреля мая июня июля августа "
+    "сентября октября ноября декабря "
+    "måndag tisdag onsdag torsdag fredag lördag söndag mars augusti mandag tirsdag lørdag søndag marts maj"
+)
+"""Days and months, in the languages that dates are most often written in."""
+LINKS: Final = _words("of de del di")
+"""What may stand between a day, a month and a year."""
+UNITS: Final = _words(
+    "ns us µs μs ms msec msecs millisecond milliseconds microsecond microseconds nanosecond nanoseconds s sec "
+    "secs second seconds m min mins minute minutes h hr hrs hour hours d day days w week weeks month months y "
+    "year years b byte bytes kb mb gb tb pb kib mib gib tib kbit mbit gbit bit bits k bn hundred thousand million "
+    "billion dozen % percent pct ° deg am pm utc gmt z cet cest est edt pst pdt usd eur gbp chf fr jpy cny inr cad aud "
+    "sek nok dkk pln czk kr € $ £ ¥ ₹ hz khz mhz ghz px pt rpm rps qps w kw v mv ago uhr г года"
+)
+"""What may follow a number and belongs to it: it changes with the number."""
+SPANS: Final = _words("second minute hour day week month year")
+"""Times of which one is said with an article: an hour."""
+CARDINALS: Final = _words(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety"
+)
+"""Numbers in words, and the parts of others such as thirty-two."""

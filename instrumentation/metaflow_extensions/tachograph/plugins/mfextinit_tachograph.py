@@ -1,0 +1,3 @@
+"""What Metaflow finds here: the decorator ``tachograph``."""
+
+STEP_DECORATORS_DESC = [("tachograph", ".tachograph_decorator.TachographDecorator")]

@@ -1,0 +1,81 @@
+"""Ray tasks whose runs are told of by the state API. python ray_hooks_kinds.py [SCENE …]
+
+The truth is from the same API, read after the end; what waits for what it does not say.
+"""
+
+import contextlib
+import os
+import sys
+import time
+
+import ray
+from ray_kinds import Counter, broken, extract, flaky, merge, survive, told_of, work
+from telling import execution, stop_at_sigterm, tell
+
+import tachograph
+from tachograph.integrations import ray as integration
+
+
+@ray.remote
+def outer():
+    return ray.get(extract.remote())
+
+
+def seen(names, status="completed", workflow="ray nightly", **more):
+    steps = told_of(names, {name: [] for name in names})
+    for told in steps:
+        told["name"] = told["name"].removeprefix("ray_kinds.")
+        del told["depends_on"]
+    return [execution(workflow, status, steps, **more)]
+
+
+def pipeline():
+    with integration.run("ray nightly"):
+        works = [work.remote(extract.remote(), i) for i in range(5)]
+        last = flaky.remote(merge.remote(*works), os.path.abspath(f"flaky-{time.time_ns()}"))
+        ray.get(last)
+    return seen({"work", "extract", "merge", "flaky"})
+
+
+def actor():
+    with integration.run("ray actor"):
+        counter = Counter.remote()
+        ray.get([counter.add.remote(i) for i in range(2)])
+    return seen({"Counter.__init__", "Counter.add"}, workflow="ray actor")
+
+
+def failed():
+    with contextlib.suppress(ray.exceptions.RayTaskError), integration.run("ray failed"):
+        ray.get(broken.remote(1))
+    executions = seen({"broken"}, "failed", "ray failed")
+    executions[0]["steps"][0]["error"] = "RuntimeError: no item 1"
+    return executions
+
+
+def process_killed():
+    with integration.run("ray killed"):
+        ray.get(survive.remote(os.path.abspath(f"survive-{time.time_ns()}")))
+    return seen({"survive"}, workflow="ray killed")
+
+
+SCENES = [pipeline, actor, failed, process_killed]
+
+
+def main(names):
+    stop_at_sigterm()
+    ray.init(num_cpus=3, include_dashboard=True, log_to_driver=False)
+    try:
+        for scene in SCENES:
+            if not names or scene.__name__ in names:
+                executions = scene()
+                tachograph.get_recorder().flush(60)
+                tell(f"ray_hooks_{scene.__name__}", executions, index_from="order", truth_from="the state API")
+    finally:
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    # Workers know the functions by this name.
+    import ray_hooks_kinds
+
+    ray_hooks_kinds.main(sys.argv[1:])

@@ -1,0 +1,172 @@
+"""Whatever arrives in whatever pieces, stored first or assembled at once, listeners are told each thing once."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from tests.api.test_otlp import export, span
+from tests.ingest.intake import intakes
+from tests.ingest.test_deferred import Hurried
+from tests.ingest.told import told_wrong
+
+from tachograph_exporter.ingest import span_rows, span_store
+from tachograph_exporter.ingest.spans import SpanRecord, records
+
+
+@pytest.fixture
+def intake(tmp_path: Path, empty_database: Path) -> Iterator[Callable[[], Hurried]]:
+    with intakes(Hurried, tmp_path, empty_database) as make:
+        yield make
+
+
+def task(number: int, parent: int, start: float, end: float | None, message: str, state: str = "SUCCESS") -> Span:
+    """The span of a Celery task's run; what it is, and how it ended, it says when it has ended."""
+    of: dict[str, str | int] = {"celery.action": "run", "celery.task_name": "add", "messaging.message.id": message}
+    return span("run/add", number, parent, start, end, of=of | {"celery.state": state} if end is not None else {})
+
+
+def sent(number: int, parent: int, at: float, message: str) -> Span:
+    of: dict[str, str | int] = {"celery.action": "apply_async", "celery.task_name": "add",
+                                "messaging.message.id": message}  # fmt: skip
+    return span("apply_async/add", number, parent, at, at + 0.1, of=of)
+
+
+def agent(number: int, parent: int, start: float, end: float | None, name: str = "writer") -> Span:
+    of: dict[str, str | int] = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": name}
+    return span(f"invoke_agent {name}", number, parent, start, end, of=of)
+
+
+def chat(number: int, parent: int, start: float, end: float | None, tokens: int = 10) -> Span:
+    of: dict[str, str | int] = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "m",
+                                "gen_ai.usage.input_tokens": tokens}  # fmt: skip
+    return span("chat m", number, parent, start, end, of=of)
+
+
+def flow(number: int, parent: int, start: float, end: float | None) -> Span:
+    of: dict[str, str | int] = {"prefect.run.type": "flow", "prefect.run.name": f"run {number}",
+                                "prefect.run.id": f"00000000-0000-4000-8000-{number:012d}",
+                                "prefect.flow.id": f"flow {number}"}  # fmt: skip
+    return span(f"run {number}", number, parent, start, end, of=of)
+
+
+def of_flow(number: int, parent: int, start: float, end: float | None) -> Span:
+    of: dict[str, str | int] = {"prefect.run.type": "task", "prefect.run.name": f"load-{number:03x}"}
+    return span(f"load-{number:03x}", number, parent, start, end, of=of)
+
+
+TRACES: Final[dict[str, list[Span]]] = {
+    "any": [span("nightly", 1, 0, 0, 9), *[span(f"step {i}", i, 1, i, i + 0.5) for i in range(2, 7)],
+            span("query", 8, 2, 2.1, 2.2)],
+    "any that runs": [
+        span("nightly", 1, 0, 0, None), *[span(f"step {i}", i, 1, i, None) for i in range(2, 5)],
+        span("nightly", 1, 0, 0, 9), *[span(f"step {i}", i, 1, i, i + 0.5) for i in range(2, 5)],
+        span("query", 8, 2, 2.1, 2.2),
+    ],
+    "tasks": [sent(1, 0, 0, "m1"), task(2, 1, 1, None, "m1"), task(2, 1, 1, 3, "m1"), sent(3, 2, 2, "m2"),
+              task(4, 3, 4, None, "m2"), task(4, 3, 4, 5, "m2")],
+    "a task that is tried again": [sent(1, 0, 0, "m1"), task(2, 1, 1, None, "m1"), task(2, 1, 1, 2, "m1", "RETRY"),
+                                   sent(3, 2, 1.9, "m1"), task(4, 3, 3, None, "m1"), task(4, 3, 3, 4, "m1")],
+    "an agent in a task": [sent(1, 0, 0, "m1"), task(2, 1, 1, None, "m1"), agent(5, 2, 1.1, 2), chat(6, 5, 1.2, 1.3),
+                           chat(7, 5, 1.4, 1.5), task(2, 1, 1, 3, "m1"), sent(3, 2, 2, "m2"), task(4, 3, 4, 5, "m2")],
+    "an agent that alone says what it spent": [
+        sent(1, 0, 0, "m1"), task(2, 1, 1, 3, "m1"),
+        agent(5, 2, 1.1, 2, "critic"), chat(6, 5, 1.2, 1.3), chat(7, 5, 1.4, 1.5),
+    ],
+    "flows in a flow": [of_flow(4, 3, 2.1, 2.2), flow(3, 2, 2, 3), of_flow(5, 1, 1, 2), flow(2, 1, 1.5, 4),
+                        of_flow(6, 1, 5, 6), flow(1, 0, 0, 9)],
+    "a flow that runs": [flow(1, 0, 0, None), of_flow(2, 1, 1, None), flow(3, 1, 2, None), of_flow(4, 3, 2.1, 2.2),
+                         of_flow(2, 1, 1, 2), flow(3, 1, 2, 3), flow(1, 0, 0, 9)],
+}  # fmt: skip
+"""Spans of traces; of one that is sent while it runs, too, the open one comes first."""
+
+
+def read(spans: Sequence[Span]) -> list[SpanRecord]:
+    request = export(spans)
+    for group in request.resource_spans:
+        if group.scope_spans[0].spans[0].name.startswith(("run/", "apply_async/")):
+            group.scope_spans[0].scope.name = "opentelemetry.instrumentation.celery"
+    return [record for record in records(request.resource_spans) if isinstance(record, SpanRecord)]
+
+
+def play(service: Hurried, spans: Sequence[Span], random_: random.Random, *, is_ordered: bool) -> str:
+    """Deliver spans in random pieces and ways, without a long pause; returns what was done."""
+    left = list(spans)
+    if not is_ordered:
+        random_.shuffle(left)
+    done = []
+    while left:
+        count = random_.choice((1, 1, 2, 3))
+        piece, left = left[:count], left[count:]
+        way = random_.choice((service.take, service.hurry))
+        way(read(piece))
+        done.append(f"{way.__name__} {[(each.name, bool(each.end_time_unix_nano)) for each in piece]}")
+        then = random_.choice((None, None, service.assemble_waiting, service.assemble))
+        if then is not None:
+            then()
+            done.append(then.__name__)
+    service.assemble_waiting()
+    service.settle()
+    return "\n".join(done)
+
+
+@pytest.mark.parametrize("name", TRACES)
+@pytest.mark.parametrize("is_long", [False, True], ids=["short", "long"])
+@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 60), marks=pytest.mark.slow)], ids=["few", "many"])
+def test_each_thing_is_told_once(
+    name: str, is_long: bool, seeds: range, intake: Callable[[], Hurried], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_long:
+        # Then a trace is assembled later.
+        monkeypatch.setattr(span_store, "MAX_AT_ONCE", 3)
+        monkeypatch.setattr(span_rows, "MAX_AT_ONCE", 3)
+    service = intake()
+    for seed in seeds:
+        spans = [Span.FromString(each.SerializeToString()) for each in TRACES[name]]
+        for each in spans:
+            each.trace_id = (seed + 1).to_bytes(16)
+            for index, attribute in enumerate(each.attributes):
+                if attribute.key == "prefect.run.id":
+                    each.attributes[index].value.string_value = f"{seed:08x}{attribute.value.string_value[8:]}"
+        service.events.clear()
+        before = {timeline["execution_id"] for timeline in service.timelines()}
+        done = play(service, spans, random.Random(seed), is_ordered=seed % 2 == 0)
+        timelines = [timeline for timeline in service.timelines() if timeline["execution_id"] not in before]
+        assert timelines
+        problems = told_wrong(service.events, timelines)
+        assert not problems, f"seed {seed}: {problems}\n{done}"
+    assert service.rows_to_correct() == 0
+
+
+def test_a_task_that_runs_an_agent_is_a_run_around_it(intake: Callable[[], Hurried]) -> None:
+    for spans in (TRACES["an agent in a task"], TRACES["an agent in a task"][::-1]):
+        service = intake()
+        for each in spans:
+            service.take(read([each]))
+        service.settle()
+        outer, inner = service.timelines()
+        assert [(entry["step_name"], entry["status"]) for entry in outer["step_timeline"]] == [
+            ("add", "completed"), ("add", "completed"),
+        ]  # fmt: skip
+        assert (outer["workflow_name"], inner["workflow_name"]) == ("add", "writer")
+        assert inner["parent_execution_id"] == outer["execution_id"]
+        assert [entry["step_name"] for entry in inner["step_timeline"]] == ["chat m", "chat m"]
+
+
+def test_a_run_whose_own_span_is_missing_is_listed_though_what_it_called_has_ended(
+    intake: Callable[[], Hurried],
+) -> None:
+    service = intake()
+    for each in TRACES["flows in a flow"][:3]:
+        service.take(read([each]))
+    first, second = service.timelines()
+    assert {first["workflow_name"], second["workflow_name"]} == {"unnamed (etl)", "flow 3"}
+    unnamed = first if first["workflow_name"] != "flow 3" else second
+    assert (unnamed["status"], len(unnamed["step_timeline"])) == ("running", 1)
+    service.take(read(TRACES["flows in a flow"][3:]))
+    service.settle()
+    assert sorted(timeline["workflow_name"] for timeline in service.timelines()) == ["flow 1", "flow 2", "flow 3"]

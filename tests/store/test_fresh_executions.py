@@ -1,0 +1,100 @@
+"""Executions that begin and end in one batch are counted from it; those of which something is stored, from the rows."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import msgspec
+import pytest
+from tests.store.test_rollups import a_run, differing, plain
+
+from tachograph.events import (
+    Event,
+    ExecutionQueued,
+    ExecutionStarted,
+    ExecutionStatus,
+    Resources,
+    StepEvent,
+    StepFinished,
+)
+from tachograph_exporter.store.database import Database
+from tachograph_exporter.store.rollups import counting
+from tachograph_exporter.store.rollups.rebuild import workflows_with_executions
+from tachograph_exporter.store.series.recount import recount_one
+from tachograph_exporter.store.writer import StoreWriter
+
+
+@pytest.fixture
+def database(any_database_url: str) -> Iterator[Database]:
+    opened = Database(any_database_url)
+    yield opened
+    opened.close()
+
+
+def used(rng: random.Random, run: list[Event]) -> list[Event]:
+    """The run, with what its steps used of the machine."""
+    return [
+        msgspec.structs.replace(event, resources=Resources(cpu_seconds=rng.random(), peak_memory_bytes=1 << 20))
+        if isinstance(event, StepFinished)
+        else event
+        for event in run
+    ]
+
+
+def check(database: Database) -> None:
+    assert differing(database) == 0
+    for key in database.look(workflows_with_executions):
+        assert database.look(partial(recount_one, key=key, write=False)) == 0
+
+
+def test_what_is_in_a_batch_alone_is_counted_as_if_it_were_read(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(11)
+    writer, other = StoreWriter(database), StoreWriter(database)
+
+    def runs(count: int) -> list[list[Event]]:
+        statuses = (ExecutionStatus.COMPLETED, ExecutionStatus.COMPLETED, ExecutionStatus.FAILED)
+        made = [a_run(rng, time.time() - rng.random() * 40_000, rng.choice(statuses)) for _ in range(count)]
+        return [used(rng, plain(run)) if number % 3 else run for number, run in enumerate(made)]
+
+    for each in (writer, other):
+        each.apply(runs(1)[0])
+    counted: list[int] = []
+    whole = counting.fresh
+
+    def noting(*arguments: object) -> counting.Fresh:
+        fresh: counting.Fresh = whole(*arguments)  # type: ignore[arg-type]
+        counted.append(len(fresh.executions))
+        return fresh
+
+    monkeypatch.setattr(counting, "fresh", noting)
+    many = runs(80)
+    writer.apply([event for run in many for event in run])
+    assert sum(counted) > 10
+    check(database)
+
+    # Of some, steps and what they reported came first, from another process; and the whole batch comes twice.
+    late = runs(40)
+    ahead = [[event for event in run if isinstance(event, StepEvent)][:4] for run in late[::3]]
+    other.apply([event for events in ahead for event in events])
+    for _ in range(2):
+        writer.apply([event for run in late for event in run])
+        check(database)
+    # One that was begun before, by another; one that ends twice; and one whose parts are in two batches.
+    begun = runs(30)
+    other.apply([event for run in begun for event in run if isinstance(event, ExecutionQueued | ExecutionStarted)])
+    other.apply(begun[0])
+    writer.apply([event for run in begun for event in run])
+    split = runs(30)
+    writer.apply([event for run in split for event in run[: len(run) // 2]])
+    writer.apply([event for run in split for event in run[len(run) // 2 :]])
+    check(database)
+    # An end that is told anew is another one.
+    changed = runs(1)[0]
+    writer.apply(changed)
+    writer.apply([msgspec.structs.replace(changed[-1], time_ns=changed[-1].time_ns + 5_000_000_000)])
+    check(database)
