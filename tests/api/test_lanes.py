@@ -59,7 +59,8 @@ async def test_a_large_run_is_read_and_encoded_off_the_event_loop(api: Api, monk
     events = large_run()
     await asyncio.to_thread(api.service.writer.apply, events)
     for view, module, builder in VIEWS:
-        build, threads = getattr(module, builder), list[threading.Thread]()
+        build = getattr(module, builder)
+        threads: list[threading.Thread] = []
 
         def noting(*arguments: Any, build: Any = build, threads: Any = threads, **options: Any) -> Any:
             threads.append(threading.current_thread())
