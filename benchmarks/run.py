@@ -21,6 +21,7 @@ import attacks
 import commands
 import engines
 import exposition
+import failures
 import ingest
 import live_spans
 import logs
@@ -55,6 +56,7 @@ BENCHMARKS = {
     "scrape": scrape.main,
     "writer": writer.main,
     "writers": writers.main,
+    "failures": failures.main,
     "metrics": metrics.main,
     "ingest": ingest.main,
     "page": page.main,

@@ -84,10 +84,15 @@ def clean_clone(directory: Path) -> Path:
 
 
 class Terminal:
-    """Runs blocks in a directory, one after another. What they set in the environment stays set."""
+    """Runs blocks in a directory, one after another. What they set in the environment stays set.
 
-    def __init__(self, directory: Path, port: int) -> None:
+    ``stand_ins``: a directory with commands that are used from when a block has put those of the environment on the
+    path (see `stand_ins`): to start an interpreter with all it imports takes longer than what most commands do.
+    """
+
+    def __init__(self, directory: Path, port: int, stand_ins: Path) -> None:
         self.directory = directory
+        self._stand_ins = stand_ins
         self.address = f"http://127.0.0.1:{port}"
         self._port = port
         self.visited: set[Path] = set()
@@ -122,6 +127,8 @@ class Terminal:
         if (file := self.directory / ".environment").exists():
             self.variables = dict(line.split("=", 1) for line in file.read_text().split("\0") if "=" in line)
             file.unlink()
+            if "VIRTUAL_ENV" in self.variables and not self.variables["PATH"].startswith(f"{self._stand_ins}:"):
+                self.variables["PATH"] = f"{self._stand_ins}:{self.variables['PATH']}"
         return ran.stdout
 
     def start(self, block: Block, command: list[str]) -> None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,10 @@ from tachograph.workflow import HandlerRegistry, registry
 from tachograph_exporter import admission, handler_sources
 from tachograph_exporter.api import reconciliation, room, scrape
 from tachograph_exporter.config import Config
+from tachograph_exporter.metrics import workflow_metrics
 from tachograph_exporter.service import Service
-from tachograph_exporter.store.database import Database
+from tachograph_exporter.store import lease
+from tachograph_exporter.store.database import READ_SECONDS, Database
 from tachograph_exporter.stream import hub
 from tests import temporary
 from tests.postgres_server import PostgresDatabases, PostgresServer
@@ -52,6 +54,16 @@ sys.dont_write_bytecode = False
 os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(temporary.root()))
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        temporary.open_shared()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        temporary.remove_shared()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -121,6 +133,16 @@ class Api:
                     return state
                 await asyncio.sleep(0.02)
 
+    def sweep_by_hand(self) -> Callable[[], Awaitable[int]]:
+        """From now on the service looks for lost executions only when what this returns is called."""
+
+        async def nobody() -> int:
+            return 0
+
+        sweep = self.service.sweep
+        self.service.sweep = nobody  # type: ignore[method-assign]
+        return sweep
+
 
 @pytest.fixture(scope="session", autouse=True)
 def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -142,32 +164,37 @@ def patience() -> Iterator[None]:
         patch.setattr(hub, "CONNECT_SECONDS", 60.0)
         patch.setattr(scrape, "WAIT_SECONDS", 60.0)
         patch.setattr(scrape, "BEHIND_SECONDS", 60.0)
+        patch.setattr(workflow_metrics, "BLIND_SECONDS", 600.0)
+        patch.setattr(lease, "SILENCE_SECONDS", 120.0)
+        patch.setattr(lease, "LOOK_SECONDS", 40.0)
         patch.setattr(reconciliation, "FLUSH_SECONDS", 60.0)
         patch.setattr(reconciliation, "_REFRESH_SECONDS", 60.0)
         yield
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty_database() -> Path:
     """A migrated database, created once: the migrations take longer than most tests."""
-    path = tmp_path_factory.mktemp("database") / "empty.db"
-    Database(f"sqlite:///{path}").close()
-    return path
+    return temporary.shared("empty.db", lambda path: Database(f"sqlite:///{path}").close())
 
 
 @pytest.fixture(scope="session")
-def postgres_data() -> Iterator[Path]:
+def postgres_data() -> Path:
     """The data directory of a stopped PostgreSQL server with a migrated database, ``runs``.
 
     The database belongs to a role without privileges, ``app``, as an application's does.
     """
-    server = PostgresServer()
-    server.sql("CREATE ROLE app LOGIN")
-    server.sql("CREATE DATABASE runs OWNER app")
-    Database(server.runs_url).close()
-    server.stop()
-    yield Path(server.data)
-    server.close()
+
+    def make(path: Path) -> None:
+        server = PostgresServer()
+        server.sql("CREATE ROLE app LOGIN")
+        server.sql("CREATE DATABASE runs OWNER app")
+        Database(server.runs_url).close()
+        server.stop()
+        shutil.move(server.data, path)
+        server.close()
+
+    return temporary.shared("postgres", make)
 
 
 @pytest.fixture(scope="session")
@@ -240,6 +267,9 @@ async def api(database_url: str, handlers: HandlerRegistry) -> AsyncIterator[Api
 
 async def serve(config: Config, handlers: HandlerRegistry) -> AsyncIterator[Api]:
     service = Service(config, handlers)
+    if config.read_timeout_seconds == READ_SECONDS:
+        # A busy machine takes longer; see `patience`.
+        service.database.read_seconds = 120.0
     server = TestServer(service.application())
     await server.start_server()
     try:

@@ -7,7 +7,7 @@ files, filters of warnings, ``__main__``. To be killed, stopped and waited for i
 
 A program that is told ``OTEL_*`` imports OpenTelemetry and our own modules itself, which read them. What depends on how
 the interpreter itself starts is started as a new process; where that, or what is imported when, is what is tested, use
-`subprocess`. So do the blocks of the docs.
+`subprocess`. Shells have `stand_ins`.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class _Starter:
     def _close(self) -> None:
         self._answers.close()
         self._socket.close()
-        self._process.wait(20)
+        self._process.wait(60)
 
 
 _starters: Final[dict[str, _Starter]] = {}

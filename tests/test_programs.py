@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import select
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests import programs
+from tests.stand_ins import stand_ins
 
 SAYS = """
 import atexit, os, sys, warnings
@@ -106,3 +109,36 @@ def test_many_may_wait_for_it() -> None:
 def test_a_time_limit_ends_it() -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         programs.run([sys.executable, "-c", "import time; time.sleep(60)"], timeout=0.1)
+
+
+def test_its_stand_in_does_what_it_does(tmp_path: Path) -> None:
+    with stand_ins(tmp_path / "commands") as directory:
+        variables = {**os.environ, "PATH": f"{directory}:{os.environ['PATH']}", "ONLY": "here"}
+
+        def run(command: str) -> tuple[int, str, str]:
+            ran = subprocess.run(
+                ["bash", "-c", command], env=variables, cwd=tmp_path, input="input", capture_output=True, text=True,
+                check=False, timeout=60,
+            )  # fmt: skip
+            return ran.returncode, ran.stdout, ran.stderr
+
+        says = "import os, sys; print(sys.argv, os.getcwd(), os.environ['ONLY'], sys.stdin.read()); sys.exit(3)"
+        assert run(f'python -c "{says}" a "b c"') == (3, f"['-c', 'a', 'b c'] {tmp_path} here input\n", "")
+        assert run("exec python -c 'import os; os.kill(os.getpid(), 9)'")[0] == -signal.SIGKILL
+        assert "Usage" in run("tachograph --help")[1]
+        sleeps = "import time; print('began', flush=True); time.sleep(200)"
+        for number, status in ((signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, -signal.SIGTERM)):
+            with subprocess.Popen(["python", "-c", sleeps], env=variables, stdout=-1, stderr=-1, text=True) as process:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "began\n"
+                process.send_signal(number)
+                process.communicate(timeout=60)
+                assert process.returncode == status
+        # When it is killed, so is what it stands for.
+        prints = f"import os; print(os.getpid(), flush=True); {sleeps}"
+        with subprocess.Popen(["python", "-c", prints], env=variables, stdout=-1, text=True) as process:
+            assert process.stdout is not None
+            descriptor = os.pidfd_open(int(process.stdout.readline()))
+            process.kill()
+            assert select.select([descriptor], [], [], 60)[0]
+            os.close(descriptor)

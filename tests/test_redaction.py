@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tachograph.redaction import MASK, is_secret_key, mask_text
+from tachograph.redaction import MASK, is_secret_key, mask_lines, mask_text
 from tachograph.summary import LIMIT, failure, summarise
 
 
@@ -115,3 +115,45 @@ def test_a_failure_that_cannot_be_printed_is_still_a_failure() -> None:
             raise RuntimeError("no")
 
     assert failure(Broken()).message
+
+
+KEY = ("-----BEGIN RSA PRIVATE KEY-----", "Proc-Type: 4,ENCRYPTED", "", "MIIEvQIBADANBgkqhkiG9w0BAQEFAASC", "Qw+/==",
+       "-----END RSA PRIVATE KEY-----")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("password=", "hunter2x"), ("password: >-", "  hunter2x"), ('  "dbPassword":', '    "hunter2x",'),
+        ("api_key = \\", "  hunter2x"), ("Password: ", "", "hunter2x"), ("token:", "'hunter2x and more'"),
+    ],
+)  # fmt: skip
+def test_a_value_on_the_line_below_its_key_is_masked(lines: tuple[str, ...]) -> None:
+    assert "hunter2x" not in "\n".join(mask_lines([*lines, "the end of it"]))
+    assert mask_lines([*lines, "the end of it"])[-1] == "the end of it"
+    if "" not in lines:
+        assert "hunter2x" not in mask_text("\n".join([*lines, "the end of it"]))
+
+
+def test_lines_that_follow_a_key_and_are_no_value_stay() -> None:
+    for lines in (["password:", "  user: bob"], ["Password:", "connecting to the host"], ["total:", "17"], ["a", ""]):
+        assert mask_lines(lines) == lines
+
+
+def test_a_private_key_over_several_lines_is_masked_also_in_part() -> None:
+    for start in range(len(KEY)):
+        shown = mask_lines([*KEY[start:], "ready", "a: b"])
+        assert not {"MIIEv", "Qw+/"} & {part for line in shown for part in ("MIIEv", "Qw+/") if part in line}, start
+        assert shown[-3:] == ["-----END RSA PRIVATE KEY-----", "ready", "a: b"]
+    logged = mask_lines([f"2026-11-30 07:12:36 INFO {line}" for line in (*KEY[:1], KEY[3], "and so on", "word")])
+    assert logged[1:] == [f"2026-11-30 07:12:36 INFO {line}" for line in ("[masked]", "and so on", "word")]
+
+
+def test_colours_do_not_part_a_key_from_its_value() -> None:
+    for text in (
+        "\x1b[31mpassword\x1b[0m=hunter2x",
+        "pass\x1b[1mword: hunter2x\x1b[0m",
+        "token=\x1b[32mhunter2x\x1b[0m",
+    ):
+        assert "hunter2x" not in mask_text(text)
+    assert "plain" in mask_text("\x1b[31mplain\x1b[0m")

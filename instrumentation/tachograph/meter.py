@@ -48,11 +48,13 @@ _TAKEN_FOR_TINY: Final = 16
 _MAX_SCORE: Final = 96
 _NOT_TINY: Final = 32
 _LONG: Final = 400
-"""What a longer step takes from the score of its kind, which may have been held up; and one of `LONG_NS` or more."""
+"""What a longer step takes from the score of its kind, which may have been held up; and one that worked `LONG_NS`."""
 _MAX_KINDS: Final = 10_000
 _TINY_CLOCK_FRESH_NS: Final = 1_000_000
 _TINY_FRESH_NS: Final = 20_000_000
 """How old a thread's processor time, and its counters, become while there are tiny steps."""
+_TINY_OLD_NS: Final = 500_000_000
+"""How old the counters of a thread become that works little meanwhile."""
 _MAX_DOUBT: Final = 20
 """One part in so many of its time is what a step may have wrong that was taken for tiny."""
 _SIZE_FRESH_NS: Final = 5_000_000
@@ -102,17 +104,17 @@ class _Thread:
     """A thread, and the last sample taken in it. Unlike its number, which the next thread may get, it is its own.
 
     ``thread_ns`` is its processor time at ``read_ns``, and ``collected`` the collections of garbage until then, where
-    tiny steps have read it.
+    tiny steps have read it; ``sampled_ns`` is its processor time when they last took a sample.
     """
 
-    __slots__ = ("collected", "is_main", "read_ns", "sample", "thread_ns")
+    __slots__ = ("collected", "is_main", "read_ns", "sample", "sampled_ns", "thread_ns")
 
     def __init__(self) -> None:
         self.is_main = _get_ident() == _main_ident
         self.sample: _Sample | None = None
         self.collected: tuple[int, int, int] | None = None
         self.read_ns = -_CLOCK_FRESH_NS
-        self.thread_ns = 0
+        self.thread_ns = self.sampled_ns = 0
 
 
 class _Local(threading.local):
@@ -278,7 +280,7 @@ class Meter(msgspec.Struct, eq=False, gc=False):
                 return self._given
             _left_ns = now
             if self._kind in _scores:
-                _note_other(self._kind, now - self._began_ns)
+                _note_other(self._kind, thread_ns - self._thread_ns)
             used, cpu_ns = thread_ns - self._thread_ns, self._cpu_ns
             thread = self._thread
             if used < -_CLOCK_FRESH_NS or cpu_ns is None or _local.thread is not thread or not _HAS_THREAD_TIME:
@@ -386,8 +388,8 @@ class Unmeasured(msgspec.Struct, eq=False, gc=False):
         return self._stop_late(now_ns - began_ns)
 
     def _stop_late(self, took_ns: int) -> Resources | None:
-        _note_other(self._kind, took_ns)
         now, thread_ns, thread = _now_ns(), _thread_time_ns(), _local.thread
+        _note_other(self._kind, thread_ns - thread.thread_ns if thread is not None else took_ns)
         began_ns = now - took_ns
         outer = _measured(self._outer)
         is_alone = not _beside(outer) and max(_tiny_elsewhere_ns, _left_ns) < began_ns
@@ -426,10 +428,14 @@ def _look_at_thread(now_ns: int) -> None:
         thread = _local.thread = _Thread()
     if thread is not _tiny_thread:
         _tiny_thread, _tiny_elsewhere_ns = thread, now
-    if thread.sample is None or now - thread.sample[0] > _TINY_FRESH_NS:
+    thread_ns = _thread_time_ns()
+    age_ns = now - thread.sample[0] if thread.sample is not None else _TINY_OLD_NS
+    # On a busy machine more time passes between two steps than a thread works.
+    if age_ns >= _TINY_OLD_NS or (age_ns > _TINY_FRESH_NS and thread_ns - thread.sampled_ns > _TINY_FRESH_NS // 2):
         _take(thread, now)
+        thread.sampled_ns = thread_ns
     _tiny_since_ns, _tiny_until_ns = now_ns, now_ns + _TINY_CLOCK_FRESH_NS
-    thread.read_ns, thread.thread_ns, thread.collected = now, _thread_time_ns(), _collected
+    thread.read_ns, thread.thread_ns, thread.collected = now, thread_ns, _collected
 
 
 def _note_tiny(kind: Kind) -> None:
@@ -443,9 +449,9 @@ def _note_tiny(kind: Kind) -> None:
         _tiny[kind] = Unmeasured(kind, None)
 
 
-def _note_other(kind: Kind, took_ns: int) -> None:
-    """A step took longer, of a kind of which others were tiny."""
-    score = _scores[kind] = max(_scores.get(kind, 0) - (_NOT_TINY if took_ns < LONG_NS else _LONG), -_LONG)
+def _note_other(kind: Kind, cpu_ns: int) -> None:
+    """A step took longer, of a kind of which others were tiny. ``cpu_ns``: what its thread worked, at most."""
+    score = _scores[kind] = max(_scores.get(kind, 0) - (_NOT_TINY if cpu_ns < LONG_NS else _LONG), -_LONG)
     if score < _TAKEN_FOR_TINY:
         _tiny.pop(kind, None)
 

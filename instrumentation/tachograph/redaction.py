@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from tachograph.names import NAME_LIMIT
@@ -87,6 +87,12 @@ _SEPARATOR: Final = re.compile(r"=>|[=:]")
 _KEY_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.$")
 _VALUE_END: Final = re.compile(r"[\s&;,\"'`<>)\]}|]")
 _QUOTES: Final = "\"'`"
+# The value of a key stands alone on the line after it: pretty JSON, a block of YAML, a password that was asked for.
+_VALUE_BELOW: Final = re.compile(r"(?:[|>][+-]?)?[ \t]*\\?\r?\n[ \t]*([\"'`][^\n]*|[^\s:=]+=*[ \t]*(?:[\r\n]|\Z))")
+_KEY_ABOVE: Final = re.compile(r"([\w.$-]{1,80})[\"'`]?[ \t]*(?:=>|[:=])[ \t]*(?:[|>][+-]?)?[ \t]*\\?[ \t]*\Z")
+_PEM_LINE: Final = re.compile(r"[A-Za-z0-9+/]+=*|(?:Proc-Type|DEK-Info): [\w,. -]{1,100}")
+_MIN_PEM_LINE: Final = 16
+_TERMINAL: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
 _FLAG: Final = re.compile(r"(?<!\S)--?([A-Za-z][\w.-]{0,60})[ \t]+([^\s-]\S*)")
 _ELEMENT: Final = re.compile(r"<([A-Za-z][\w:.-]{0,60})>([^<]+)")
 _MIN_TOKEN: Final = 15
@@ -140,6 +146,12 @@ def mask_text(text: str, limit: int = TEXT_LIMIT) -> str:
         # Cut after masking, so that half a secret is never left; but do not search megabytes.
         text = text[: limit * 2]
     lowered = text.lower()
+    if "\x1b" in text:
+        # Colours may part a key from its value, or a word in two.
+        plain = _TERMINAL.sub("", text)
+        plain_lowered = plain.lower()
+        if any(trace in plain_lowered for trace in _TRACES) and (masked := _mask(plain, plain_lowered)) != plain:
+            text, lowered = masked, masked.lower()
     if any(trace in lowered for trace in _TRACES):
         text = _mask(text, lowered)
     if _extra_mask is not None:
@@ -150,6 +162,48 @@ def mask_text(text: str, limit: int = TEXT_LIMIT) -> str:
         except BaseException:
             text = MASK  # A hook that failed masked nothing: keep nothing.
     return encodable(text, limit)
+
+
+class LineMask:
+    """Masks lines that come one after the other, and so what a secret over several lines would leave of itself."""
+
+    __slots__ = ("_above", "_is_in_key")
+
+    def __init__(self) -> None:
+        self._above = ""
+        self._is_in_key = False
+
+    def __call__(self, line: str, limit: int = TEXT_LIMIT) -> str:
+        """The line without credentials; see `mask_text`."""
+        if not (bare := line.strip()):
+            return line
+        if self._is_in_key:
+            last = bare.split()[-1]
+            # Something may stand before it, the time of a line of a log for instance.
+            if _PEM_LINE.fullmatch(bare) or (len(last) >= _MIN_PEM_LINE and _PEM_LINE.fullmatch(last)):
+                return f"{encodable(line[: line.rindex(last)], limit) if last != bare else ''}{MASK}"
+            self._is_in_key = False
+        above, self._above = self._above, ""
+        begin = _PEM_BEGIN.search(line) if "-----BEGIN" in line else None
+        self._is_in_key = begin is not None and line.find("-----END", begin.end()) < 0
+        key = _KEY_ABOVE.search(line[-200:]) if line[-1:] in ":=>|+-\\ \t" else None
+        if key is not None and is_secret_key(key[1]):
+            self._above = f"{key[1]}:"
+        if above and (value := _VALUE_BELOW.match(f"\n{line}")) is not None:
+            masked = mask_text(f"{above}{value.group(1).strip()}", limit + len(above))
+            return f"{line[: value.start(1) - 1]}{masked[len(above) :]}"
+        return mask_text(line, limit)
+
+
+def mask_lines(lines: Sequence[str], limit: int = TEXT_LIMIT) -> list[str]:
+    """Lines of a text without credentials, also where its first lines are missing; see `LineMask`."""
+    mask = LineMask()
+    for line in lines:
+        if "-----" in line and "PRIVATE KEY" in line:
+            # Of a key that begins before them, its end alone tells what they are.
+            mask._is_in_key = "-----END" in line
+            break
+    return [mask(line, limit) for line in lines]
 
 
 def _mask(text: str, lowered: str) -> str:
@@ -253,6 +307,8 @@ def _pairs(text: str) -> list[tuple[int, int]]:
             start += 1  # ==
         while start < size and text[start] in " \t":
             start += 1
+        if start < size and (on_next_line := _VALUE_BELOW.match(text, start)) is not None:
+            start = on_next_line.start(1)
         end = _value_end(text, start, key.lower() in _HEADERS and match[0] == ":" and not quote)
         if end > start and text[start:end].lower() not in _STATES:
             while start + 1 < end and text[start] == "\\":

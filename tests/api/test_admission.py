@@ -57,7 +57,7 @@ def locked(url: str) -> Iterator[None]:
     def hold(connection: Connection) -> None:
         locking.lock(connection)
         is_held.set()
-        release.wait(30)
+        release.wait(60)
 
     thread = threading.Thread(target=database.run, args=(hold,))
     thread.start()
@@ -75,7 +75,7 @@ async def test_what_is_refused_during_a_lock_never_runs(
     with locked(any_database_url):
         started = time.monotonic()
         answers = await asyncio.gather(*[api.call("POST", path, {}) for _ in range(60)])
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 50
         assert {(status, body["code"]) for status, body in answers} == {(503, "store_unavailable")}
         # They waited for the lock, so none of them was being stored.
         assert all("was not accepted" in body["detail"] for _, body in answers)
@@ -88,7 +88,7 @@ async def test_what_is_refused_during_a_lock_never_runs(
         started = time.monotonic()
         assert (await api.call("GET", "/metrics"))[0] == 200
         assert (await api.call("GET", "/-/ready"))[0] == 200
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 50
         assert {status for status, _ in await waiting} == {503}
         assert (await api.get("/api/workflows/executions"))["total"] == 0
     # After the lock, those that come again are the only ones; however busy the machine is.

@@ -33,7 +33,8 @@ from tachograph_exporter.stream.feed import Feed
 from tachograph_exporter.stream.hub import Hub, StreamFilter
 from tachograph_exporter.stream.messages import Message
 
-MAX_HANDSHAKE_SECONDS: Final = 1.2
+MAX_HANDSHAKE_SECONDS: Final = 30.0
+"""It takes a second at most, on a machine that has nothing else to do."""
 WHOLE: Final = ["workflow_started", "step_started", "step_completed", "workflow_completed"]
 PROGRAM: Final = """
 import pickle, sys
@@ -161,12 +162,12 @@ def test_a_listener_registers_after_the_transactions_that_did_not_see_it(any_dat
         locking.lock(connection)
         writer.append_log(connection, make_run(make_execution("slow")))
         has_written.set()
-        assert may_commit.wait(20)
+        assert may_commit.wait(60)
 
     try:
         writing = threading.Thread(target=database.run, args=(slow,))
         writing.start()
-        assert has_written.wait(20)
+        assert has_written.wait(60)
         positions: list[int] = []
         listening = threading.Thread(target=lambda: positions.append(other.run(event_log.listen)))
         listening.start()
@@ -174,7 +175,7 @@ def test_a_listener_registers_after_the_transactions_that_did_not_see_it(any_dat
         assert positions == []
         may_commit.set()
         for thread in (writing, listening):
-            thread.join(20)
+            thread.join(60)
         writer.apply(make_run(make_execution("next")))
         logged = other.look(lambda c: event_log.resume(c, positions[0]))
         assert {entry.event.execution.workflow for entry in logged} == {"next"}
@@ -258,19 +259,19 @@ async def test_a_handshake_is_refused_while_the_database_takes_no_registration(
     def hold(connection: Connection) -> None:
         locking.lock(connection)
         is_locked.set()
-        assert may_end.wait(20)
+        assert may_end.wait(60)
 
     holding = threading.Thread(target=other.run, args=(hold,))
     holding.start()
     try:
-        assert is_locked.wait(20)
+        assert is_locked.wait(60)
         headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13",
                    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="} if path.startswith("/ws") else {}  # fmt: skip
         status, problem = await api.call("GET", path, headers=headers)
         assert (status, problem["code"]) == (503, "store_unavailable")
     finally:
         may_end.set()
-        holding.join(20)
+        holding.join(60)
         other.close()
     assert api.service.hub.follower_count == 0
     async with following(api, "sse") as next_message:

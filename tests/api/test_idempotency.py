@@ -106,7 +106,7 @@ async def test_keys_are_kept_for_a_day_and_neither_they_nor_secrets_can_be_read(
     assert await database.read(lambda c: c.execute(select(keyed_answers)).all()) == []
 
 
-@pytest.mark.parametrize("key", ["", "x" * 256, "é"])
-async def test_a_key_that_is_no_key_is_refused(api: Api, key: str) -> None:
-    status, problem, _ = await post(api, "/api/workspaces", {"slug": "a"}, key)
-    assert (status, problem["code"]) == (422, "invalid_parameters")
+async def test_a_key_that_is_no_key_is_refused(api: Api) -> None:
+    for key in ("", "x" * 256, "é"):
+        status, problem, _ = await post(api, "/api/workspaces", {"slug": "a"}, key)
+        assert (status, problem["code"]) == (422, "invalid_parameters"), key

@@ -47,34 +47,32 @@ def large_run() -> list[Event]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("view", "module", "builder"),
-    [
-        ("{id}", executions, "execution_detail"),
-        ("{id}/status", executions, "execution_state"),
-        ("{id}/timeline", timeline, "build_timeline"),
-        ("compare?a={id}&b={id}", comparison, "read_comparison"),
-    ],
-    ids=["detail", "status", "timeline", "compare"],
-)
-async def test_a_large_run_is_read_and_encoded_off_the_event_loop(
-    api: Api, monkeypatch: pytest.MonkeyPatch, view: str, module: ModuleType, builder: str
-) -> None:
+VIEWS: list[tuple[str, ModuleType, str]] = [
+    ("{id}", executions, "execution_detail"),
+    ("{id}/status", executions, "execution_state"),
+    ("{id}/timeline", timeline, "build_timeline"),
+    ("compare?a={id}&b={id}", comparison, "read_comparison"),
+]
+
+
+async def test_a_large_run_is_read_and_encoded_off_the_event_loop(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     events = large_run()
     await asyncio.to_thread(api.service.writer.apply, events)
-    build, threads = getattr(module, builder), []
+    for view, module, builder in VIEWS:
+        build, threads = getattr(module, builder), []
 
-    def noting(*arguments: Any, **options: Any) -> Any:
-        threads.append(threading.current_thread())
-        return build(*arguments, **options)
+        def noting(*arguments: Any, build: Any = build, threads: Any = threads, **options: Any) -> Any:
+            threads.append(threading.current_thread())
+            return build(*arguments, **options)
 
-    monkeypatch.setattr(module, builder, noting)
-    path = "/api/workflows/executions/" + view.format(id=events[0].execution.execution_id)
-    status, body = await api.call("GET", path)
-    assert status == 200, body
-    assert len(threads) == 1
-    # Encoding follows in the same thread: what comes back is bytes.
-    assert threads[0] is not threading.current_thread()
+        with monkeypatch.context() as patch:
+            patch.setattr(module, builder, noting)
+            path = "/api/workflows/executions/" + view.format(id=events[0].execution.execution_id)
+            status, body = await api.call("GET", path)
+        assert status == 200, (view, body)
+        assert len(threads) == 1, view
+        # Encoding follows in the same thread: what comes back is bytes.
+        assert threads[0] is not threading.current_thread(), view
 
 
 @pytest.mark.parametrize("deaths", [1, 4])

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import io
 import json
+import zlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -28,6 +29,13 @@ BATCH = "/api/v1/lineage/batch"
 @pytest.fixture
 async def api(any_database_url: str, handlers: HandlerRegistry) -> AsyncIterator[Api]:
     async for api in serve(Config(database=any_database_url, grace_seconds=0.1), handlers):
+        yield api
+
+
+@pytest.fixture
+async def local(database_url: str, handlers: HandlerRegistry) -> AsyncIterator[Api]:
+    """For what never comes to a database."""
+    async for api in serve(Config(database=database_url, grace_seconds=0.1), handlers):
         yield api
 
 
@@ -82,13 +90,11 @@ async def test_one_event_and_many_are_acknowledged(api: Api) -> None:
     assert [span["operationName"] for span in trace["data"][0]["spans"]] == ["job"]
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "identity"])
-async def test_bodies_may_be_compressed(api: Api, encoding: str) -> None:
-    import zlib
-
+async def test_bodies_may_be_compressed(local: Api) -> None:
     body = encoded(event("START", 0, "r", "job"))
-    packed = {"gzip": gzip.compress, "deflate": zlib.compress, "identity": lambda b: b}[encoding](body)
-    assert await post(api, ONE, packed, **{"Content-Encoding": encoding}) == (200, success())
+    packed = {"gzip": gzip.compress(body), "deflate": zlib.compress(body), "identity": body}
+    for encoding, content in packed.items():
+        assert await post(local, ONE, content, **{"Content-Encoding": encoding}) == (200, success()), encoding
 
 
 async def test_job_and_dataset_events_are_accepted_and_make_no_execution(api: Api) -> None:
@@ -134,18 +140,18 @@ BAD: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize(("value", "why"), BAD.values(), ids=BAD)
-async def test_a_bad_event_is_refused_with_its_place(api: Api, value: Any, why: str) -> None:
-    status, problem = await post(api, ONE, encoded(value))
-    assert (status, problem["code"]) == (422, "invalid_body")
-    assert why in problem["detail"]
-    status, answer = await post(api, BATCH, encoded([event("START", 0, "r", "job"), value]))
-    assert (status, answer["status"]) == (200, "partial_success")
-    assert answer["summary"] == {"received": 2, "successful": 1, "failed": 1, "retriable": 0, "non_retriable": 1}
-    (failed,) = answer["failed_events"]
-    assert (failed["index"], failed["retriable"]) == (1, False)
-    assert why in failed["reason"]
-    assert [timeline["status"] for timeline in await timelines(api)] == ["running"]
+async def test_a_bad_event_is_refused_with_its_place(api: Api) -> None:
+    for number, (name, (value, why)) in enumerate(BAD.items(), 1):
+        status, problem = await post(api, ONE, encoded(value))
+        assert (status, problem["code"]) == (422, "invalid_body"), name
+        assert why in problem["detail"], name
+        status, answer = await post(api, BATCH, encoded([event("START", 0, f"r{number}", name), value]))
+        assert (status, answer["status"]) == (200, "partial_success"), name
+        assert answer["summary"] == {"received": 2, "successful": 1, "failed": 1, "retriable": 0, "non_retriable": 1}
+        (failed,) = answer["failed_events"]
+        assert (failed["index"], failed["retriable"]) == (1, False), name
+        assert why in failed["reason"], name
+        assert [timeline["status"] for timeline in await timelines(api)] == ["running"] * number, name
 
 
 async def test_a_batch_of_bad_events_only_is_refused_whole(api: Api) -> None:
@@ -157,9 +163,8 @@ async def test_a_batch_of_bad_events_only_is_refused_whole(api: Api) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "status", "code"),
-    [
+async def test_a_body_that_is_no_event_is_refused(local: Api) -> None:
+    for path, body, status, code in (
         (ONE, b"{", 400, "invalid_json"),
         (ONE, b'{"eventTime": "\xff"}', 400, "invalid_json"),
         (ONE, b"[" * 100_000 + b"]" * 100_000, 400, "invalid_json"),
@@ -169,12 +174,9 @@ async def test_a_batch_of_bad_events_only_is_refused_whole(api: Api) -> None:
         (BATCH, b"[" + b"0," * MAX_EVENTS + b"0]", 413, "body_too_large"),
         (ONE, b'{"x":"' + b"y" * (21 << 20) + b'"}', 413, "body_too_large"),
         (ONE, b'{"x":[' + b"0," * 600_000 + b"0]}", 413, "body_too_large"),
-    ],
-    ids=["no object", "no text", "deep", "deep batch", "no array", "cut off", "many events", "large", "many values"],
-)
-async def test_a_body_that_is_no_event_is_refused(api: Api, path: str, body: bytes, status: int, code: str) -> None:
-    got, problem = await post(api, path, body)
-    assert (got, problem["code"]) == (status, code), problem
+    ):
+        got, problem = await post(local, path, body)
+        assert (got, problem["code"]) == (status, code), (body[:40], problem)
 
 
 HOSTILE: dict[str, dict[str, Any]] = {
@@ -191,13 +193,13 @@ HOSTILE: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("facets", HOSTILE.values(), ids=HOSTILE)
-async def test_facets_of_any_shape_cost_no_event(api: Api, facets: dict[str, Any]) -> None:
-    for kind, seconds in (("START", 0), ("FAIL", 1)):
-        body = event(kind, seconds, "r", "job\0name" + "n" * 5_000, facets=facets, inputs=["\0", "x" * 9_999])
-        assert await post(api, ONE, encoded(body)) == (200, success())
-    (timeline,) = await timelines(api)
-    assert timeline["status"] == "failed"
+async def test_facets_of_any_shape_cost_no_event(api: Api) -> None:
+    for number, (name, facets) in enumerate(HOSTILE.items(), 1):
+        for kind, seconds in (("START", 0), ("FAIL", 1)):
+            job = f"{number} job\0name" + "n" * 5_000
+            body = event(kind, seconds, f"r{number}", job, facets=facets, inputs=["\0", "x" * 9_999])
+            assert await post(api, ONE, encoded(body)) == (200, success()), name
+        assert [timeline["status"] for timeline in await timelines(api)] == ["failed"] * number, name
 
 
 async def test_what_clients_send_is_kept_in_their_workspace_with_the_scope_ingest(guarded: Api) -> None:

@@ -69,7 +69,7 @@ async def record(api: Api, *runs: list[Event]) -> list[str]:
     for run in runs:
         for event in run:
             api.service.recorder(event)
-    assert api.service.recorder.queues["store"].flush(20)
+    assert api.service.recorder.queues["store"].flush(60)
     return [run[0].execution.execution_id for run in runs]
 
 

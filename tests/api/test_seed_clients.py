@@ -483,7 +483,7 @@ async def test_streams(quick_heartbeats: None, api: Api) -> None:
 async def received(socket: Any, expected: set[tuple[str, str]]) -> list[dict[str, Any]]:
     """The messages until each of the expected (event type, workflow) has arrived, and a heartbeat after them."""
     messages: list[dict[str, Any]] = []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while expected or messages[-1]["event_type"] != "heartbeat":
             message = await socket.receive_json()
             expected.discard((message["event_type"], message["workflow_id"]))

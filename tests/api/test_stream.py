@@ -300,7 +300,7 @@ async def test_the_descriptor_of_a_stalled_client_is_closed(api: Api, monkeypatc
         assert descriptors() == 1
         # It reads nothing, while more is sent than every buffer on the way holds.
         flood = control_message("heartbeat", time.time_ns(), 1, "x" * 65_536)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while api.service.hub.follower_count:
                 for follower in api.service.hub._all():
                     follower.offer(flood)

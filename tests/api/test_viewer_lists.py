@@ -134,7 +134,7 @@ async def test_a_run_is_listed_as_soon_as_it_starts(api: Api) -> None:
     await api.call("POST", "/api/workflows", document)
     _, body = await api.call("POST", "/api/workflows/slow/execute", {})
     path = "/jaeger/api/services/tachograph/operations"
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while (await api.get(path))["data"] != ["run slow", "wait"]:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     await api.call("POST", f"/api/workflows/executions/{body['execution_id']}/cancel")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import msgspec
-from tools.client_answers import TARGET, source
+from tools.client_answers import ROOTS, TARGET, source
 
 from tachograph.client import answers
+from tachograph_exporter.api.openapi import document
+from tachograph_exporter.service import ROUTES
 from tachograph_exporter.views.schemas.why import WhyAnswer
 
 
@@ -25,3 +27,22 @@ def test_a_client_reads_answers_of_newer_and_older_services() -> None:
     assert msgspec.convert(newer, answers.WhyAnswer).verdict == "haunted"
     del newer["sample"]["start"]  # type: ignore[attr-defined]
     assert msgspec.convert(newer, answers.WhyAnswer).sample.start is None
+
+
+def test_the_documented_answers_are_read_whole() -> None:
+    read: set[str] = set()
+    for path, operations in document(ROUTES)["paths"].items():
+        for operation in operations.values():
+            for response in operation["responses"].values():
+                for media in response.get("content", {}).values():
+                    schema = media.get("schema", {})
+                    # Of an answer in several forms the first is the usual one.
+                    name = schema.get("anyOf", [schema])[0].get("$ref", "").rpartition("/")[2]
+                    if (kind := getattr(answers, name, None)) is None:
+                        continue
+                    given = [media["example"]] if "example" in media else []
+                    given += [example["value"] for example in media.get("examples", {}).values()]
+                    for example in given:
+                        read.add(name)
+                        assert example.keys() <= msgspec.to_builtins(msgspec.convert(example, kind)).keys(), path
+    assert read >= set(ROOTS)

@@ -40,7 +40,7 @@ def get(url: str, *, method: str = "GET", body: Any = None, headers: dict[str, s
     if data is not None:
         request.add_header("Content-Type", "application/json")
     try:
-        with urllib.request.urlopen(request, timeout=20) as response:
+        with urllib.request.urlopen(request, timeout=60) as response:
             status, content = response.status, response.read()
     except urllib.error.HTTPError as error:
         with error:
@@ -101,7 +101,7 @@ class Server:
         assert self.process.poll() is None, self.log.read_text()
         return get(f"{self.address}/-/ready")[0] == 200
 
-    def stop(self, number: int = signal.SIGTERM, timeout: float = 20) -> int:
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 60) -> int:
         assert self.process is not None
         self.process.send_signal(number)
         return self.process.wait(timeout)
@@ -169,4 +169,4 @@ def prometheus(tmp_path: Path) -> Iterator[Callable[..., str]]:
     yield start
     for process in processes:
         process.terminate()
-        process.wait(20)
+        process.wait(60)

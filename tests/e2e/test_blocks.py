@@ -12,6 +12,7 @@ import pytest
 from tests.blocks import FOLLOWS, Block, Terminal, blocks_of, clean_clone, shape
 from tests.conftest import ROOT
 from tests.e2e.conftest import eventually, get
+from tests.stand_ins import stand_ins
 from tools.local_service import free_port
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,12 +39,14 @@ pytestmark = pytest.mark.xdist_group("blocks")
 
 @pytest.fixture(scope="module")
 def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
-    terminal = Terminal(clean_clone(tmp_path_factory.mktemp("clone")), free_port())
-    try:
-        yield terminal
-        terminal.stop()
-    finally:
-        terminal.close()
+    directory = tmp_path_factory.mktemp("clone")
+    with stand_ins(directory / "stand-ins") as commands:
+        terminal = Terminal(clean_clone(directory), free_port(), commands)
+        try:
+            yield terminal
+            terminal.stop()
+        finally:
+            terminal.close()
 
 
 @pytest.mark.timeout(600)

@@ -143,7 +143,7 @@ def test_a_run_interrupted_at_the_terminal_is_recorded_as_cancelled(tmp_path: Pa
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
     eventually(lambda: '"running"' in tachograph(tmp_path, "timeline", "last", "--json").stdout)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 1, err
     assert "slow cancelled" in out
 
@@ -165,7 +165,7 @@ def test_run_shows_live_progress_on_a_terminal(tmp_path: Path) -> None:
             break
         output += chunk
     os.close(parent)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     text = output.decode("utf-8", "replace")
     assert "0/1 steps" in text
     assert "waiting" in text

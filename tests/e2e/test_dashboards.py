@@ -43,7 +43,8 @@ from tachograph_exporter.alerting.alerts import alerts
 from tachograph_exporter.alerting.recording_rules import recording_rules
 from tachograph_exporter.alerting.thresholds import read_thresholds
 
-LOAD_SECONDS = 30
+LOAD_SECONDS = 5
+"""Then as long as something has no data."""
 MINUTE = 60
 HOUR = 3600
 DAY = 24 * HOUR
@@ -129,11 +130,11 @@ def test_every_query_of_every_panel_and_every_rule_has_data(
             recorded = [rule for group in recording_rules(read_thresholds()) for rule in group["rules"]]
             expressions += [("rules", rule["record"], rule["record"]) for rule in recorded]
             empty = [(kind, *where) for kind in addresses for where in expressions]
-            until = time.monotonic() + 120
-            # A scrape fails when it takes more than a second: on a busy machine, some have data only later.
+            until = time.monotonic() + 300
+            # Rates need several scrapes, and one that takes more than a second fails.
             while empty := [query for query in empty if not has_data(addresses[query[0]], query[-1])]:
                 assert time.monotonic() < until, empty
-                run_examples(service, 5)
+                run_examples(service, 3)
         for address in addresses.values():
             check_variables(address, filled)
             status, body = get(f"{address}/api/v1/rules")
@@ -220,8 +221,8 @@ def test_lost_events_are_shown_and_alerted(
         if panel["title"] == "Events lost"
     )
     expression = expression.replace("$__range", "30s").replace("$instance", ".*")
-    eventually(lambda: has_data(address, f"{expression} > 0"), 40)
-    eventually(lambda: has_data(address, 'ALERTS{alertname="TachographEventsLost", alertstate="firing"}'), 20)
+    eventually(lambda: has_data(address, f"{expression} > 0"))
+    eventually(lambda: has_data(address, 'ALERTS{alertname="TachographEventsLost", alertstate="firing"}'))
 
 
 def history(now: int) -> str:
@@ -312,7 +313,7 @@ def check_alerts(prometheus: Callable[..., str], manager: Alertmanager, rules: P
         assert status == 200
         return {alert["labels"]["alertname"]: alert for alert in body}
 
-    until = time.monotonic() + 60
+    until = time.monotonic() + 200
     while (missing := expected - fired().keys()) and time.monotonic() < until:
         time.sleep(0.5)
     assert missing == set(), sorted(fired())

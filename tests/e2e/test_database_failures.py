@@ -25,9 +25,9 @@ from tachograph_exporter.store.schema import spans
 
 QUICK = {"name": "quick", "steps": [{"name": "a"}, {"name": "b", "depends_on_steps": ["a"]}]}
 FAULT_SECONDS = 2.0
-RECOVERY_SECONDS = 15.0
+RECOVERY_SECONDS = 60.0
 """For the service, on a machine that is busy. `make chaos` measures what it takes."""
-RELOAD_SECONDS = 20.0
+RELOAD_SECONDS = 60.0
 CLIENTS = 12
 
 T = TypeVar("T")
@@ -194,7 +194,7 @@ async def finished(api: Api, execution_id: str, deadline: float) -> Any:
         await asyncio.sleep(0.02)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("fault", [restarted, refusing, read_only, impatient, full, closed, frozen])
 async def test_nothing_acknowledged_is_lost_and_nothing_stays_open(
     own_postgres: Callable[..., PostgresServer], handlers: HandlerRegistry, fault: Fault

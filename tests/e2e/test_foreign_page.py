@@ -72,6 +72,9 @@ async ([target, workflow]) => {
 """
 
 
+pytestmark = pytest.mark.xdist_group("foreign page")
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with chromium() as instance:

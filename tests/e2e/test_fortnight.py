@@ -255,11 +255,11 @@ def check(house: House) -> None:
     for kind in house.prometheus:
         # The last scrapes may be under way.
         with contextlib.suppress(AssertionError):
-            eventually(lambda: differences(counted, house.seen(kind)) == [], 10)  # noqa: B023
+            eventually(lambda: differences(counted, house.seen(kind)) == [])  # noqa: B023
         assert differences(counted, house.seen(kind)) == [], kind
         rules = {"executions": counted["executions"]}
         with contextlib.suppress(AssertionError):
-            eventually(lambda: differences(rules, {"executions": house.summed(kind)}) == [], 5)  # noqa: B023
+            eventually(lambda: differences(rules, {"executions": house.summed(kind)}) == [])  # noqa: B023
         assert differences(rules, {"executions": house.summed(kind)}) == [], kind
         # Nothing was alerted but the nightly job's one failure. Alerts do not wait here, so for messages, of which one
         # failed and some may be lost, it depends on the moment: on what a window of minutes has of a day.
@@ -312,7 +312,7 @@ def a_day(home: House, day: int, messages: int, interrupt: Callable[[int], list[
     if day == 4:
         # The job that failed, and no other; before its next success, which ends the alert.
         for kind in home.prometheus:
-            eventually(lambda: home.firing(kind) == {("WorkflowLastRunFailed", "nightly")}, 15)  # noqa: B023
+            eventually(lambda: home.firing(kind) == {("WorkflowLastRunFailed", "nightly")})  # noqa: B023
 
 
 @pytest.mark.timeout(180)

@@ -35,7 +35,7 @@ while True:
     for run in runs:
         for event in run:
             recorder(event)
-    assert recorder.queues["store"].flush(30)
+    assert recorder.queues["store"].flush(60)
     # Committed: must not be lost from here on.
     print(*[run[0].execution.execution_id for run in runs], flush=True)
 """
@@ -96,7 +96,7 @@ while True:
     for run in runs:
         for event in run:
             recorder(event)
-    assert recorder.queues["store"].flush(30)
+    assert recorder.queues["store"].flush(60)
     print(*[run[0].execution.execution_id for run in runs], flush=True)
 """
 

@@ -90,7 +90,7 @@ def test_beyond_loopback_with_tls_and_a_token(tmp_path: Path) -> None:
         headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
         request = urllib.request.Request(f"https://localhost:{port}{path}", headers=headers)
         try:
-            with urllib.request.urlopen(request, context=context, timeout=10) as response:
+            with urllib.request.urlopen(request, context=context, timeout=60) as response:
                 status: int = response.status
                 return status
         except urllib.error.HTTPError as error:
@@ -107,7 +107,7 @@ def test_beyond_loopback_with_tls_and_a_token(tmp_path: Path) -> None:
         assert status_of("/docs", None) == 200
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
     wrong = subprocess.run([*command[:-1], "ca.pem"], cwd=tmp_path, env=environment(), capture_output=True, text=True,
                            check=False)  # fmt: skip
     assert (wrong.returncode, "for TLS" in wrong.stderr) == (2, True)

@@ -81,7 +81,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             yield World(service, tab, night)
             tab.close()
     finally:
-        expect.set_options(timeout=5_000)
         if service.process is not None and service.process.poll() is None:
             service.stop()
 

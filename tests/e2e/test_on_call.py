@@ -114,16 +114,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def new_tab(browser: Browser, service: Server) -> Tab:
-    tab = Tab(browser, service, permissions=["clipboard-read", "clipboard-write"])
-    tab.page.set_default_timeout(30_000)
-    expect.set_options(timeout=30_000)
-    return tab
-
-
-@pytest.fixture(scope="module", autouse=True)
-def patience() -> Iterator[None]:
-    yield
-    expect.set_options(timeout=5_000)
+    return Tab(browser, service, permissions=["clipboard-read", "clipboard-write"])
 
 
 def text_of(element: Locator) -> str:

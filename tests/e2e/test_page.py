@@ -23,8 +23,11 @@ from tachograph.clock import NS
 from tachograph.events import ExecutionStarted, StepFinished, StepStatus
 from tachograph.resources import Resources
 
+# One browser for all of them.
+pytestmark = pytest.mark.xdist_group("page")
+
 EVIL = "<img src=x onerror=alert(1)>"
-SLOW = {
+SLOW: dict[str, Any] = {
     "name": "slow",
     "steps": [
         {"name": f"part {i}", "depends_on_steps": [f"part {i - 1}"] if i else [],
@@ -57,6 +60,7 @@ class Tab:
 
     def __init__(self, browser: Browser, service: Server, **options: Any) -> None:
         self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
+        self.context.set_default_timeout(60_000)
         self.page = self.context.new_page()
         self.errors = errors_of(self.page)
         self.service = service
@@ -133,14 +137,23 @@ def count_pixels(page: Page, status: str) -> int:
 
 
 def test_a_run_is_followed_from_start_to_end_without_reloading(
-    server: Callable[..., Server], open_tab: Callable[..., Tab]
+    server: Callable[..., Server], open_tab: Callable[..., Tab], tmp_path: Path
 ) -> None:
-    service = server()
-    service.post("/api/workflows", SLOW)
+    service = server("--allow-handler", "shell")
+    # Each part goes on when its file is there.
+    gated = {
+        **SLOW,
+        "steps": [
+            {**step, "config": {"handler": "shell", "command": f"until [ -e {tmp_path}/go-{i} ]; do sleep 0.1; done"}}
+            for i, step in enumerate(SLOW["steps"])
+        ],
+    }
+    (tmp_path / "go-0").touch()
+    service.post("/api/workflows", gated)
     page = open_tab(service).open("/")
     expect(page.locator("#connection")).to_have_text("live")
     expect(page.get_by_text("No runs yet")).to_be_visible()
-    execution = execute(service, SLOW)
+    execution = execute(service, gated)
     row = page.locator(f"tr[data-id='{execution}']")
     expect(row).to_contain_text("running")
     row.get_by_role("link").click()
@@ -148,11 +161,14 @@ def test_a_run_is_followed_from_start_to_end_without_reloading(
     expect(option(page, "part 1")).to_have_attribute("aria-label", re.compile("running"))
     counts = []
     for i in (1, 2, 3):
-        expect(option(page, f"part {i}")).to_have_attribute("aria-label", re.compile("completed"), timeout=10_000)
+        (tmp_path / f"go-{i}").touch()
+        expect(option(page, f"part {i}")).to_have_attribute("aria-label", re.compile("completed"))
+        page.wait_for_timeout(500)  # Some of the width is the next part's.
         counts.append(count_pixels(page, "completed"))
     # As the run proceeds each step takes less of the width, but more of the width is completed.
     assert counts[0] > 500
-    expect(page.locator(".state")).to_have_text("✔ completed", timeout=10_000)
+    (tmp_path / "go-4").touch()
+    expect(page.locator(".state")).to_have_text("✔ completed")
     expect(page.get_by_role("img", name="5 completed")).to_be_visible()
     expect(option(page, "part 4")).to_have_attribute("aria-label", re.compile("on the critical path"))
     assert count_pixels(page, "completed") > counts[0]
@@ -180,12 +196,12 @@ def test_the_page_reconnects_after_the_service_was_killed(
     while_away = [execute(service, MIXED) for _ in range(3)]
     for execution in while_away:
         finished(service, execution)
-    expect(page.locator("#connection")).to_have_text("live", timeout=30_000)
+    expect(page.locator("#connection")).to_have_text("live")
     for execution in while_away:
         expect(page.locator(f"tr[data-id='{execution}']")).to_have_count(1)
         expect(page.locator(f"tr[data-id='{execution}']")).to_contain_text("failed")
     after = execute(service, MIXED)
-    expect(page.locator(f"tr[data-id='{after}']")).to_contain_text("failed", timeout=15_000)
+    expect(page.locator(f"tr[data-id='{after}']")).to_contain_text("failed")
     expect(page.locator("tbody tr")).to_have_count(5)
     assert page.evaluate("window.isSamePage")
     # The browser logs refused connections, which this test provokes.
@@ -252,13 +268,13 @@ def test_the_lines_of_a_steps_spans_are_shown_with_it(
     option(page, step["step_name"]).click()
     panel = page.get_by_role("complementary", name="Step")
     log = panel.locator(".log")
-    expect(log).to_contain_text("<b>disk almost full</b>", timeout=30_000)
+    expect(log).to_contain_text("<b>disk almost full</b>")
     expect(log).to_contain_text("a line of <i>logging</i>")
     expect(panel.locator(".stepbelow")).to_contain_text("SELECT <b>orders</b> <*> ×1")
     href = panel.get_by_role("link", name="All lines").get_attribute("href")
     assert f"q={timeline['trace_id']}&from=" in (href or "")
     written(2, "it goes on")
-    expect(log).to_contain_text("it goes on", timeout=30_000)
+    expect(log).to_contain_text("it goes on")
     panel.get_by_label("Level").select_option("error")
     expect(log.locator("li")).to_have_count(1)
     panel.get_by_label("Level").select_option("")
@@ -488,10 +504,8 @@ def test_of_a_thousand_steps_only_visible_rows_are_rendered(
     expect(option(page, "step 0999")).to_have_attribute("aria-setsize", "1000")
     page.get_by_label("Filter steps by name").fill("99")
     expect(option(page, "step 0099")).to_have_attribute("aria-setsize", "19")
-    started = time.monotonic()
     page.get_by_role("tab", name="Graph").click()
     expect(page.locator("canvas.graph")).to_be_visible()
-    assert time.monotonic() - started < 30
 
 
 def test_a_file_that_cannot_be_saved_is_reported(server: Callable[..., Server], open_tab: Callable[..., Tab]) -> None:
@@ -550,7 +564,7 @@ def test_an_overview_that_could_not_be_read_is_read_again(
     tab.page.route("**/api/overview?**", respond)
     page = tab.open("/?status=completed")
     expect(page.locator("tbody tr")).to_have_count(2)
-    expect(page.locator("tbody svg.distribution")).to_have_count(2, timeout=30_000)
+    expect(page.locator("tbody svg.distribution")).to_have_count(2)
     assert len(requests) >= 3
     # What was read stays while more runs end.
     finished(service, execute(service, {"name": "quick", "steps": [{"name": "a"}]}))

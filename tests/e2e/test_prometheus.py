@@ -164,7 +164,7 @@ def test_churning_series_stay_within_the_limits_and_in_constant_memory() -> None
 
     sizes = []
     for _ in range(10):
-        for _ in range(100_000):
+        for _ in range(20_000):
             key = draw.randrange(50_000)
             labels = (f"workflow-{key % 100}", f"step-{key}")
             histogram.labels(*labels).observe(draw.random())
@@ -173,7 +173,7 @@ def test_churning_series_stay_within_the_limits_and_in_constant_memory() -> None
         sizes.append(resident())
     assert len(histogram) <= 10_001
     assert series.label_sets <= 15_000
-    assert sum(sample.value for sample in counter.samples() if sample.name == "c_total") == 1_000_000
-    assert sum(sample.value for sample in histogram.samples() if sample.name == "h_seconds_count") == 1_000_000
+    assert sum(sample.value for sample in counter.samples() if sample.name == "c_total") == 200_000
+    assert sum(sample.value for sample in histogram.samples() if sample.name == "h_seconds_count") == 200_000
     # Once the limits are reached, memory no longer grows.
     assert sizes[-1] - sizes[3] < 30_000_000

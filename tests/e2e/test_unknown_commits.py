@@ -84,7 +84,7 @@ async def test_a_commit_that_hangs_when_its_connection_breaks(
                 settled = await unknown(server, proxy, first.address, "settled")
                 # The service looks every second; the commit that hangs is not visible, and will be.
                 await asyncio.sleep(2.5)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while (await ended(api)).get(settled) != ("cancelled", 0):  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
             async with hanging_commits(server):

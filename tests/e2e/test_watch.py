@@ -91,7 +91,7 @@ def test_watching_one_execution_ends_with_it(
     os.close(inner)
     with os.fdopen(outer, "rb") as terminal:
         text = _read_all(terminal)
-    assert process.wait(20) == code
+    assert process.wait(60) == code
     # The same when a timeline is drawn.
     assert "\x1b[2J" not in text
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)

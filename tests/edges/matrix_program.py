@@ -377,7 +377,7 @@ def main(place: str, directory: Path) -> None:
     elif pool is not None:
         pool.terminate()
         pool.join()
-    assert tachograph.get_recorder().flush(20)
+    assert tachograph.get_recorder().flush(60)
     print(json.dumps({"ended": ended, "views": views(directory)}))
 
 

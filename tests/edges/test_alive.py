@@ -115,7 +115,7 @@ def test_a_thread_is_no_process() -> None:
 
     def run() -> None:
         ids.append(threading.get_native_id())
-        release.wait(20)
+        release.wait(60)
 
     thread = threading.Thread(target=run)
     thread.start()

@@ -438,7 +438,7 @@ def test_a_repetition_that_outlives_its_run_is_lost_with_it(record: Any) -> None
     def stuck(waits: bool) -> None:
         if waits:
             begun.set()
-            release.wait(30)
+            release.wait(60)
 
     with tachograph.workflow("etl"):
         stuck(False)
@@ -498,7 +498,7 @@ def test_listeners_still_get_every_event_and_links_are_to_spans_that_ended(recor
     recording.watch()
     with tachograph.workflow("etl"):
         loop(30)
-    assert recording.recorder.flush(20)
+    assert recording.recorder.flush(60)
     started = [e.step for e in recording.events if isinstance(e, StepStarted)]
     finished = [e for e in recording.events if isinstance(e, StepFinished)]
     assert len(started) == len(finished) == 30
@@ -519,8 +519,8 @@ def test_applied_in_any_order_and_twice_the_row_is_the_newest(record: Any, tmp_p
     with tachograph.workflow("etl"):
         for _ in range(5):
             loop(7)
-            assert recording.recorder.flush(20)
-    assert recording.recorder.flush(20)
+            assert recording.recorder.flush(60)
+    assert recording.recorder.flush(60)
     kept: set[Any] = set()
     for seed in range(8):
         events = recording.events * 2
@@ -618,7 +618,7 @@ if __name__ == "__main__":
         with multiprocessing.get_context(sys.argv[1]).Pool(2) as pool:
             pool.map(share, [30, 40, 20, 10], chunksize=1)
         share(10)
-    assert tachograph.get_recorder().flush(20)
+    assert tachograph.get_recorder().flush(60)
     from prometheus_client import REGISTRY
     samples = [s for f in REGISTRY.collect() for s in f.samples]
     print(sum(s.value for s in samples if s.name == "workflow_step_duration_seconds_count"))
@@ -682,7 +682,7 @@ def test_a_fork_in_a_loop_holds_no_lock_and_says_nothing_twice(record: Any) -> N
             for _ in range(5):
                 child = context.Process(target=loop, args=(5,))
                 child.start()
-                child.join(30)
+                child.join(60)
                 assert child.exitcode == 0
         finally:
             stop.set()
@@ -763,7 +763,7 @@ if __name__ == "__main__":
         pid = os.fork()
         if pid:
             os.read(reader, 1)
-            assert recorder.flush(20)  # What it has taken from its child is written.
+            assert recorder.flush(60)  # What it has taken from its child is written.
             os.kill(os.getpid(), signal.SIGKILL)
         for n in range(60):
             with tachograph.step("load"):
@@ -772,7 +772,7 @@ if __name__ == "__main__":
                 os.write(writer, b"x")
                 while os.getppid() == parent:
                     time.sleep(0.01)
-        assert tachograph.get_recorder().flush(20)
+        assert tachograph.get_recorder().flush(60)
         open(os.environ["DONE"], "w").close()
         os._exit(0)
 """

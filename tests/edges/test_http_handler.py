@@ -131,7 +131,7 @@ def slow_site() -> Iterator[Callable[[bytes, bytes, float], str]]:
 
         def serve() -> None:
             with closing(listener):
-                listener.settimeout(10)
+                listener.settimeout(60)
                 connection, _ = listener.accept()
                 with closing(connection):
                     try:
@@ -166,7 +166,7 @@ async def test_the_time_limit_bounds_the_whole_call(
     started = time.monotonic()
     result = await run_http({"url": url, "timeout_seconds": 0.5})
     assert "0.5 s" in message_of(result)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 50
 
 
 async def test_a_name_that_does_not_resolve_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ async def test_a_name_that_does_not_resolve_in_time_is_given_up(monkeypatch: pyt
     result = await run_http({"url": "http://slow.example/", "timeout_seconds": 0.3})
     asked.set()
     assert "0.3 s" in message_of(result)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 50
 
 
 async def test_an_endless_response_is_not_read_to_its_end(slow_site: Callable[[bytes, bytes, float], str]) -> None:

@@ -100,7 +100,7 @@ if __name__ == "__main__":
         with multiprocessing.get_context("{method}").Pool(2) as pool:
             assert pool.map(crunch, numbers, chunksize=1) == numbers
         notify()
-    assert tachograph.get_recorder().flush(10)
+    assert tachograph.get_recorder().flush(60)
     metrics()
 """)  # fmt: skip
     (((row, timeline),),) = stored(tmp_path).values()
@@ -268,7 +268,7 @@ if __name__ == "__main__":
             time.sleep(0.01)
         process.kill()
         process.join()
-    assert tachograph.get_recorder().flush(10)
+    assert tachograph.get_recorder().flush(60)
     metrics()
 """)  # fmt: skip
     (((row, timeline),),) = stored(tmp_path).values()
@@ -289,12 +289,12 @@ def child():
         while os.getppid() != 1 and os.getppid() == PARENT and time.monotonic() < deadline:
             time.sleep(0.01)
         notify()
-    tachograph.get_recorder().flush(10)
+    tachograph.get_recorder().flush(60)
 
 if __name__ == "__main__":
     with tachograph.workflow("of the parent"):
         notify()
-        tachograph.get_recorder().flush(10)
+        tachograph.get_recorder().flush(60)
         PARENT = os.getpid()
         if os.fork() == 0:
             child()

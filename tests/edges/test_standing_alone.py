@@ -66,7 +66,7 @@ def short():
 short()
 from prometheus_client import REGISTRY
 recorder = get_recorder()
-recorder.queues["metrics"].flush(5)
+recorder.queues["metrics"].flush(60)
 steps = REGISTRY.get_sample_value(
     "workflow_step_duration_seconds_count",
     {"workspace": "default", "workflow": "short", "step": "load", "status": "completed"},
@@ -554,7 +554,7 @@ def test_opening_tells_away_from_wrong(tmp_path: Path) -> None:
         started = time.monotonic()
         with pytest.raises(DatabaseUnavailable, match="locked"):
             Database(url, wait_seconds=0.1)
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 60
     Database(url, wait_seconds=0.1).close()
     with pytest.raises(DatabaseUnavailable):
         Database(refusing(tmp_path), wait_seconds=1)
@@ -563,7 +563,7 @@ def test_opening_tells_away_from_wrong(tmp_path: Path) -> None:
         started = time.monotonic()
         with pytest.raises(DatabaseUnavailable, match="no response within") as raised:
             Database(silent, wait_seconds=0.2)
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 60
         assert "hunter2" not in str(raised.value)
 
 

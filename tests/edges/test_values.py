@@ -191,7 +191,7 @@ HOSTILE["recursion"] = _cycle
 def test_a_summary_of_anything_is_json_and_touches_nothing(name: str) -> None:
     began = time.perf_counter()
     text = summarise(HOSTILE[name])
-    assert time.perf_counter() - began < 10
+    assert time.perf_counter() - began < 60
     assert text is not None
     assert len(text) <= LIMIT
     json.loads(text)
@@ -281,7 +281,7 @@ def test_the_arguments_of_an_exception_are_not_printed_by_their_own_code(name: s
             began = time.perf_counter()
             assert failure(error).message
             stack = failure(outer).stack
-            assert time.perf_counter() - began < 10
+            assert time.perf_counter() - began < 60
             assert stack is not None
             assert "direct cause" in stack
 
@@ -306,7 +306,7 @@ def test_a_stack_is_as_short_as_it_is_useful(make_error: Callable[[], BaseExcept
     except BaseException as caught:
         began = time.perf_counter()
         why = failure(caught)
-        assert time.perf_counter() - began < 10
+        assert time.perf_counter() - began < 60
     assert why.stack is not None
     assert len(why.stack) <= 16_385
 
@@ -516,12 +516,12 @@ def test_a_barrier_of_a_thousand_steps_is_not_a_million_edges(tmp_path: Path) ->
 
     def one(i: int, wave: str) -> None:
         with tachograph.step(f"{wave} {i}"):
-            barrier.wait(30)
+            barrier.wait(60)
 
     with tachograph.workflow("w"), ThreadPoolExecutor(300) as pool:
         list(pool.map(one, range(300), ["first"] * 300))
         list(pool.map(one, range(300), ["second"] * 300))
-    assert recorder.flush(30)
+    assert recorder.flush(60)
     recorder.close()
     by_id = {event.step.step_id: event for event in finished}
     second = [event for event in finished if event.step.name.startswith("second")]

@@ -76,7 +76,7 @@ class Program:
                 # A program stops its workers and servers at SIGTERM.
                 process.terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(30)
+                    process.wait(60)
                 process.kill()
             process.stdin.close()
             process.stdout.close()

@@ -7,6 +7,7 @@ that comes twice run once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -16,7 +17,7 @@ WEEKDAYS = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"]
 MINUTE = timedelta(minutes=1)
 
 
-def values(text: str, low: int, high: int, names: tuple[str, ...] = ()) -> set[int]:
+def values(text: str, low: int, high: int, names: Sequence[str] = ()) -> set[int]:
     """The numbers of a field."""
 
     def number(word: str) -> int:

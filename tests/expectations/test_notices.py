@@ -104,9 +104,10 @@ async def test_a_failure_reaches_every_receiver_with_its_recovery_and_a_hanging_
             assert subject == "⚠ nap: it failed and has not succeeded since"
             assert "disk full" in text
             assert data["link"] in text
-            # The one that hangs still does, and the service answers all the same.
+            # The one that hangs still does, or is about to be tried again, and the service answers all the same.
             hangs = [d for d in (await api.get("/api/notices"))["items"][0]["deliveries"] if d["receiver"] == "hangs"]
-            assert [d["state"] for d in hangs] == ["sending"]
+            assert len(hangs) == 1
+            assert hangs[0]["state"] in ("sending", "pending")
             await api.call("PATCH", "/api/workflows/nap", NAP)
             await api.run("nap")
             await asyncio.to_thread(api.service.watch.look)

@@ -389,8 +389,9 @@ async def test_a_task_that_was_asked_for_and_never_heard_of_is_lost_not_skipped(
                                     "messaging.message.id": "m1"}  # fmt: skip
     await sent(api, span("apply_async/add", 1, 0, 0, 0.1, of=sender))
     assert await states(api) == {"": "running", "add": "pending"}
+    sweep = api.sweep_by_hand()
     monkeypatch.setattr("tachograph_exporter.store.recovery.INGEST_LEASE_SECONDS", -1.0)
-    assert await api.service.sweep() == 1
+    assert await sweep() == 1
     assert await states(api) == {"": "lost", "add": "lost"}
     assert differing(api.service.database) == 0
 

@@ -44,7 +44,7 @@ def send(address: str, message: Message) -> None:
     headers = {"Content-Type": "application/x-protobuf", "Content-Encoding": "gzip"}
     body = gzip.compress(message.SerializeToString())
     request = urllib.request.Request(f"{address}/v1/traces", body, headers)
-    with urllib.request.urlopen(request, timeout=20) as response:
+    with urllib.request.urlopen(request, timeout=60) as response:
         assert response.status == 200
 
 

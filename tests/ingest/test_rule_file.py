@@ -85,8 +85,9 @@ def test_the_first_rule_that_matches_is_found_among_those_that_may() -> None:
     """Of the spans of all recordings, and of some that have nothing but what one rule asks for."""
     made = [
         SpanRecord(
-            "1" * 32, "2" * 16, "", name, 1, 1, 2, "", "", "", b"", b"", {**dict.fromkeys(rule.has, value), **rule.equals},
-            0, "", (), resource_attributes=dict.fromkeys(rule.resource_has, value),
+            "1" * 32, "2" * 16, "", name, 1, 1, 2, "", "", "", b"", b"",
+            {**dict.fromkeys(rule.has, value), **rule.equals}, 0, "", (),
+            resource_attributes=dict.fromkeys(rule.resource_has, value),
         )
         for rule in RULES for name in rule.names or rule.named or ("run",) for value in ("1", 1, True, ["1"], None)
     ]  # fmt: skip

@@ -140,3 +140,33 @@ def test_each_thing_is_told_once(
         problems = told_wrong(service.events, timelines)
         assert not problems, f"seed {seed}: {problems}\n{done}"
     assert service.rows_to_correct() == 0
+
+
+def test_a_task_that_runs_an_agent_is_a_run_around_it(intake: Callable[[], Hurried]) -> None:
+    for spans in (TRACES["an agent in a task"], TRACES["an agent in a task"][::-1]):
+        service = intake()
+        for each in spans:
+            service.take(read([each]))
+        service.settle()
+        outer, inner = service.timelines()
+        assert [(entry["step_name"], entry["status"]) for entry in outer["step_timeline"]] == [
+            ("add", "completed"), ("add", "completed"),
+        ]  # fmt: skip
+        assert (outer["workflow_name"], inner["workflow_name"]) == ("add", "writer")
+        assert inner["parent_execution_id"] == outer["execution_id"]
+        assert [entry["step_name"] for entry in inner["step_timeline"]] == ["chat m", "chat m"]
+
+
+def test_a_run_whose_own_span_is_missing_is_listed_though_what_it_called_has_ended(
+    intake: Callable[[], Hurried],
+) -> None:
+    service = intake()
+    for each in TRACES["flows in a flow"][:3]:
+        service.take(read([each]))
+    first, second = service.timelines()
+    assert {first["workflow_name"], second["workflow_name"]} == {"unnamed (etl)", "flow 3"}
+    unnamed = first if first["workflow_name"] != "flow 3" else second
+    assert (unnamed["status"], len(unnamed["step_timeline"])) == ("running", 1)
+    service.take(read(TRACES["flows in a flow"][3:]))
+    service.settle()
+    assert sorted(timeline["workflow_name"] for timeline in service.timelines()) == ["flow 1", "flow 2", "flow 3"]

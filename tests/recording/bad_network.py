@@ -90,10 +90,10 @@ class BadNetwork:
     @contextlib.contextmanager
     def running(self) -> Iterator[BadNetwork]:
         self._thread.start()
-        self._is_ready.wait(30)
+        self._is_ready.wait(60)
         try:
             yield self
         finally:
             self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join(30)
+            self._thread.join(60)
             self._loop.close()

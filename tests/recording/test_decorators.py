@@ -60,7 +60,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorded]:
     monkeypatch.delenv("TACHOGRAPH_DATABASE_URL", raising=False)
     recorder = tachograph.configure(registry=CollectorRegistry(), workspace="team-a")
     yield Recorded(recorder)
-    recorder.close(5)
+    recorder.close(60)
     setup._recorder = None
 
 

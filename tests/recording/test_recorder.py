@@ -31,13 +31,13 @@ async def test_a_stalled_listener_delays_neither_the_run_nor_the_other_listeners
     recorder: Recorder, events: list[Event]
 ) -> None:
     release = threading.Event()
-    recorder.add("stalled", lambda event: release.wait(20) and None)  # type: ignore[arg-type]
+    recorder.add("stalled", lambda event: release.wait(200) and None)  # type: ignore[arg-type]
     loop = asyncio.get_running_loop()
     started = loop.time()
     result = await Executor(recorder).run(FLOW)
-    assert loop.time() - started < 5
+    assert loop.time() - started < 100
     assert result.status == "completed"
-    recorder.queues["test"].flush(5)
+    recorder.queues["test"].flush(60)
     assert len(events) == 8
     release.set()
 

@@ -83,7 +83,7 @@ async def test_ten_thousand_events_through_a_bad_network_are_what_was_recorded(
                         queue.put(event)
                     assert queue.flush(60)
                 wait_until(lambda: not store.is_spooling)
-                queue.close(30)
+                queue.close(60)
                 store.close()
 
             await asyncio.to_thread(record)
@@ -227,13 +227,13 @@ def test_a_store_that_is_away_costs_no_memory_and_its_events_come_in_order(tmp_p
     wait_until(lambda: store.is_spooling)
     for event in run[1:-1]:
         queue.put(event)
-    assert queue.flush(30)
+    assert queue.flush(60)
     assert (taken, len(queue), queue.spooled, dict(queue.dropped)) == ([], 0, len(run) - 1, {})
     is_away = False
     # Nothing more is recorded, and they are delivered all the same.
     wait_until(lambda: not store.is_spooling)
     queue.put(run[-1])
-    assert queue.flush(30)
+    assert queue.flush(60)
     assert taken == run
     queue.close(1)
     store.close()
@@ -364,7 +364,7 @@ def test_what_a_service_may_answer() -> None:
                 store.apply(make_run(make_execution())[:1])
             if isinstance(raised.value, ServiceUnavailable) and not status.startswith("200"):
                 assert raised.value.retry_after_seconds == 7
-        thread.join(30)
+        thread.join(60)
         store.close()
 
 

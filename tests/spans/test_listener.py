@@ -279,7 +279,7 @@ async def test_a_processor_that_raises_or_blocks_costs_the_run_nothing(
     with caplog.at_level(logging.CRITICAL):
         result = await Executor(recorder).run(WorkflowBuilder("w").step("a").build())
     assert result.status == "completed"
-    recorder.flush(5)
+    recorder.flush(60)
     assert recorder.queues["spans"].dropped["error"] > 0
 
 
@@ -348,7 +348,7 @@ def test_an_attempt_has_the_same_span_id_in_every_process(recorder: Recorder) ->
         assert (attempt.start_time, attempt.end_time) == (50, 90)
         assert f"{attempt.parent.span_id:016x}" == step.span_id  # type: ignore[union-attr]
         ids.append(attempt.context.span_id)
-        traced.recorder.close(5)
+        traced.recorder.close(60)
     assert ids[0] == ids[1] == int(attempt_span_id(step.span_id, 2), 16)
     assert len({attempt_span_id(step.span_id, n) for n in range(1000)} | {step.span_id}) == 1001
 

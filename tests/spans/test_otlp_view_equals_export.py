@@ -63,7 +63,7 @@ class Recording:
         return [Span.FromString(span.payload) for span in spans_of_run(run, ref.workspace)]
 
     def close(self) -> None:
-        self.recorder.close(5)
+        self.recorder.close(60)
         self.provider.shutdown()
 
 

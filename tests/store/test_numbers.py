@@ -172,7 +172,7 @@ async def test_a_service_numbers_what_an_earlier_version_stored(database_url: st
     database.run(lambda c: c.execute(text("UPDATE workflow_executions SET number = NULL")))
     database.close()
     path = f"/api/workflows/executions/{events[0].execution.execution_id}"
-    async with running(Config(database=database_url, grace_seconds=0.1), handlers) as api, asyncio.timeout(20):
+    async with running(Config(database=database_url, grace_seconds=0.1), handlers) as api, asyncio.timeout(60):
         while True:
             if (await api.get(path))["execution_number"] == 2:
                 break

@@ -245,6 +245,6 @@ def test_a_live_script_with_a_clock_that_is_behind_is_not_lost(
             assert lost() == 0
             time.sleep(0.2)
         assert len(database.look(execution_rows.open_executions)) == 1
-        script.communicate("", timeout=30)
+        script.communicate("", timeout=60)
     assert script.returncode == 0
     database.close()

@@ -104,8 +104,9 @@ def test_what_is_rare_is_looked_for_first(database: Database, monkeypatch: pytes
     assert numbers(database, '{ span.customer = "c" && span.region = "other" }') == ([], Outcome(0))
     either = '{ span.customer = "c" && span.region = "r" || span.customer = "other" && span.region = "r" }'
     assert numbers(database, either) == ([RARE], Outcome(TRACES // 3))
+    monkeypatch.setattr(span_values, "_MAX_KEYS", 1)
+    assert numbers(database, meeting) == ([RARE], Outcome(TRACES // 3))
     # Too many to be intersected: those with one of them are looked at.
-    monkeypatch.setattr(span_values.SPANS, "some", span_values.SPANS.some.limit(4))
     monkeypatch.setattr(span_values, "MAX_TOGETHER", 3)
     assert numbers(database, meeting) == ([RARE], Outcome(TRACES // 3))
     # An attribute that is not text, of spans that are found by name.

@@ -87,7 +87,10 @@ def test_what_is_seldom_is_found_by_its_value_and_what_is_common_among_the_newes
         put(
             rows,
             database,
-            [a_span(i, kind="GET", customer=f"c{i}", tags=["a", f"t{i}"]) for i in range(first, first + 20)],
+            [
+                a_span(i, kind="GET", customer=f"c{i}", tags=["a", f"t{i}"], group=f"g{i % 10}")
+                for i in range(first, first + 20)
+            ],
         )
     # The oldest of them, which no look at the newest would reach.
     for query in (
@@ -100,6 +103,9 @@ def test_what_is_seldom_is_found_by_its_value_and_what_is_common_among_the_newes
     assert numbers(database, tags={"customer": "c4", "kind": "GET"}) == ([4], 1)
     assert numbers(database, query=parse('{ span.customer = "nobody" }')) == ([], 0)
     assert numbers(database, query=parse('{ resource.customer = "c3" }')) == ([], 1)
+    # What recurs, but not in so many of a sample.
+    assert numbers(database, query=parse('{ span.group = "g3" && span.customer = "c3" }')) == ([3], 1)
+    assert numbers(database, query=parse('{ span.group = "g3" }'), limit=100) == (list(range(3, 201, 10)), 20)
     # A value that most have takes no rows any more, and is found among the newest.
     assert numbers(database, query=parse('{ span.kind = "GET" }'), limit=5) == (list(range(196, 201)), 5)
     token = span_values.token_of(W, "kind", "GET")

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from tachograph_exporter.views.causes.differences import Described, Difference, differences, differences_of_set
-from tachograph_exporter.views.causes.features import INPUT, VERSION, Feature, flattened
+from tachograph_exporter.views.causes.features import INPUT, VERSION, Feature, flattened, limit_of
 from tachograph_exporter.views.causes.statistics import adjusted, fisher, rank_correlation, superiority
 
 NAMES = tuple(f"input.text{i}" for i in range(8)), tuple(f"input.number{i}" for i in range(8))
@@ -149,7 +149,9 @@ def test_documents_are_flattened_within_bounds() -> None:
     assert list(flattened("input", deep, INPUT)) == []
     many = "{" + ",".join(f'"k{i}": {i}' for i in range(500)) + "}"
     assert len(list(flattened("input", many, INPUT))) == 60
-    for broken in ("", "{", "[" * 100_000, '"' + "x" * 100_000 + '"', None):
+    assert len(list(flattened("input", many, INPUT, 4_000))) == 500
+    assert [limit_of(documents) for documents in (0, 1, 500, 10**6)] == [4_000, 4_000, 1_200, 60]
+    for broken in ("", "{", "[" * 300_000, '"' + "x" * 300_000 + '"', None):
         assert list(flattened("input", broken, INPUT)) == []
 
 

@@ -87,6 +87,24 @@ async def run(
     return Run(result, events)
 
 
+async def begun(events: Sequence[Event]) -> None:
+    """Wait until a step runs."""
+    async with asyncio.timeout(60):
+        while not any(isinstance(event, StepStarted) for event in events):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+def gate(work: HandlerRegistry) -> asyncio.Event:
+    """Registers a handler, ``gate``, that waits for what this returns."""
+    release = asyncio.Event()
+
+    @work.register("gate")
+    async def wait(context: StepContext) -> None:
+        await release.wait()
+
+    return release
+
+
 def check_invariants(result: ExecutionResult, events: Sequence[Event]) -> None:
     """What holds for every run: one end per step, times in order, parts that add up to the whole."""
     ended = Counter(e.step.name for e in events if isinstance(e, StepFinished | StepSkipped))
@@ -268,8 +286,8 @@ async def test_a_timeout_stops_async_work_and_is_honest_about_threads(work: Hand
             raise
 
     flow = (
-        WorkflowBuilder("w").step("thread", handler="polite", timeout_seconds=0.05)
-        .step("task", handler="waits", timeout_seconds=0.05)
+        WorkflowBuilder("w").step("thread", handler="polite", timeout_seconds=0.5)
+        .step("task", handler="waits", timeout_seconds=0.5)
     )  # fmt: skip
     outcome = await run(flow, work)
     assert outcome.steps == {"thread": "timeout", "task": "timeout"}
@@ -281,7 +299,7 @@ async def test_a_timeout_stops_async_work_and_is_honest_about_threads(work: Hand
 
 async def test_the_runs_own_timeout_cancels_what_runs_and_skips_the_rest(work: HandlerRegistry) -> None:
     flow = (
-        WorkflowBuilder("w", timeout_seconds=0.1).step("long", handler="sleep", config={"seconds": 30})
+        WorkflowBuilder("w", timeout_seconds=0.5).step("long", handler="sleep", config={"seconds": 30})
         .step("retry", handler="fail", max_retries=5, retry_backoff=Backoff(initial_seconds=30, jitter=0))
         .step("never", after="long")
     )  # fmt: skip
@@ -297,7 +315,7 @@ async def test_a_cancelled_caller_cancels_the_run_and_it_is_recorded(work: Handl
     executor = Executor(events.append, handlers=work)
     flow = WorkflowBuilder("w").step("long", handler="sleep", config={"seconds": 30}).step("next", after="long").build()
     task = asyncio.create_task(executor.run(flow))
-    await asyncio.sleep(0.05)
+    await begun(events)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -315,7 +333,7 @@ async def test_a_handler_that_swallows_its_cancellation_is_not_lost(work: Handle
             await asyncio.sleep(0.01)
         return 5
 
-    outcome = await run(WorkflowBuilder("w", timeout_seconds=0.05).step("a", handler="stubborn"), work)
+    outcome = await run(WorkflowBuilder("w", timeout_seconds=0.5).step("a", handler="stubborn"), work)
     assert outcome.status == "timeout"
     assert outcome.steps == {"a": "completed"}
 
@@ -381,15 +399,17 @@ async def test_a_listener_that_raises_costs_the_run_nothing(work: HandlerRegistr
 
 async def test_submitted_runs_wait_for_room_and_can_be_cancelled_while_they_wait(work: HandlerRegistry) -> None:
     events: list[Event] = []
+    release = gate(work)
     executor = Executor(events.append, handlers=work, max_executions=1)
-    slow = WorkflowBuilder("slow").step("a", handler="sleep", config={"seconds": 0.1}).build()
+    slow = WorkflowBuilder("slow").step("a", handler="gate").build()
     _, first = executor.submit(slow)
     second_ref, second = executor.submit(slow)
     third_ref, third = executor.submit(slow)
-    await asyncio.sleep(0.02)
+    await begun(events)
     assert executor.cancel(third_ref.execution_id)
     assert (await third).status == "cancelled"
     assert not first.done()
+    release.set()
     assert (await second).status == (await first).status == "completed"
     started = [e.execution.execution_id for e in events if isinstance(e, ExecutionStarted)]
     assert started[-1] == second_ref.execution_id
@@ -425,11 +445,16 @@ async def test_an_accepted_run_that_is_cancelled_at_its_start_begins_no_step(
 
 
 async def test_draining_lets_running_steps_finish_and_starts_no_others(work: HandlerRegistry) -> None:
-    executor = Executor(lambda event: None, handlers=work)
-    flow = WorkflowBuilder("w").step("a", handler="sleep", config={"seconds": 0.1}).step("b", after="a").build()
+    events: list[Event] = []
+    release = gate(work)
+    executor = Executor(events.append, handlers=work)
+    flow = WorkflowBuilder("w").step("a", handler="gate").step("b", after="a").build()
     _, task = executor.submit(flow)
+    await begun(events)
+    draining = asyncio.create_task(executor.drain(60))
     await asyncio.sleep(0.02)
-    await executor.drain(5)
+    release.set()
+    await draining
     result = await task
     assert result.status == "cancelled"
     assert {name: str(status) for name, status in result.steps.items()} == {"a": "completed", "b": "skipped"}
@@ -438,9 +463,10 @@ async def test_draining_lets_running_steps_finish_and_starts_no_others(work: Han
 
 
 async def test_draining_cancels_what_outlives_the_grace_period(work: HandlerRegistry) -> None:
-    executor = Executor(lambda event: None, handlers=work)
-    _, task = executor.submit(WorkflowBuilder("w").step("a", handler="sleep", config={"seconds": 30}).build())
-    await asyncio.sleep(0.02)
+    events: list[Event] = []
+    executor = Executor(events.append, handlers=work)
+    _, task = executor.submit(WorkflowBuilder("w").step("a", handler="sleep", config={"seconds": 300}).build())
+    await begun(events)
     await executor.drain(0.05)
     result = await task
     assert result.failure is not None

@@ -110,11 +110,24 @@ def started(step: BegunStep, time_ns: int, attempt: int, inputs: str, backoff_ns
     return event
 
 
-def logged(step: BegunStep, lines: Sequence[Line], attempt: int) -> list[Event]:
-    """The event of lines of an attempt's output, secrets masked; none without lines."""
+_SAID_CHARACTERS = 500
+
+
+def masked(lines: Sequence[Line]) -> dict[int, str]:
+    """What lines of output say, by their numbers, without secrets, also such as go over several lines of a stream."""
+    texts: dict[int, str] = {}
+    for is_error in (False, True):
+        of_stream = [line for line in lines if line.is_error is is_error]
+        said = redaction.mask_lines([line.text.decode("utf-8", "replace") for line in of_stream])
+        texts.update(zip([line.number for line in of_stream], said, strict=True))
+    return texts
+
+
+def logged(step: BegunStep, lines: Sequence[Line], attempt: int, before: Sequence[Line] = ()) -> list[Event]:
+    """The event of lines of an attempt's output, secrets masked; none without lines. ``before``: lines before them."""
     if not lines:
         return []
-    mask = redaction.mask_text
+    texts = masked([*before, *lines])
     return [
         {
             "event": "step_lines",
@@ -127,7 +140,7 @@ def logged(step: BegunStep, lines: Sequence[Line], attempt: int) -> list[Event]:
                     "number": line.number,
                     "time_ns": line.time_ns,
                     "severity": _WARN if line.is_error else _INFO,
-                    "message": mask(line.text.decode("utf-8", "replace")),
+                    "message": texts[line.number],
                 }
                 for line in lines
             ],
@@ -152,11 +165,11 @@ def failure_of(ended: Ended, lines: Sequence[Line], timeout: float | None) -> Ev
         return {"type": "Timeout", "message": f"it took longer than {timeout:g} s"}
     if ended.code == 0:
         return None
-    said = next((line.text for line in reversed(lines) if line.is_error and line.text.strip()), b"")
     why = f"exit code {ended.code}" if not ended.signal else f"killed by signal {ended.signal}"
-    if said:
-        text = redaction.mask_text(said.decode("utf-8", "replace"), 500)
-        why += f": {text}"
+    last = next((line for line in reversed(lines) if line.is_error and line.text.strip()), None)
+    if last is not None:
+        text = masked(lines)[last.number]
+        why += f": {text if len(text) <= _SAID_CHARACTERS else text[: _SAID_CHARACTERS - 1] + '…'}"
     return {"type": "Signal" if ended.signal else "ExitCode", "message": why}
 
 

@@ -171,7 +171,8 @@ class Recording:
                 del new[: i + 1]
                 break
         self._live_bytes += min(size, _LIVE_BYTES) + _EVENT_BYTES
-        self._courier.put(events.logged(self.step, new, self._attempt))
+        before = [line for line in lines if line.number < new[0].number] if new else []
+        self._courier.put(events.logged(self.step, new, self._attempt, before))
         if new:
             self._told = new[-1].number
 

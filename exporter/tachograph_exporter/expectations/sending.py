@@ -135,8 +135,10 @@ def _notify(target: Target, message: NoticeMessage) -> None:
                 outcome.append(None)
                 return
             # As text: where a service wants HTML or Markdown, apprise makes that of it, and names stay names.
-            body = {"title": message.title, "body": message.text, "body_format": apprise.NotifyFormat.TEXT}
-            outcome.append(bool(sender.notify(**body, notify_type=kind)))
+            is_sent = sender.notify(
+                title=message.title, body=message.text, notify_type=kind, body_format=apprise.NotifyFormat.TEXT
+            )
+            outcome.append(bool(is_sent))
         except Exception:
             outcome.append(False)
 

@@ -225,7 +225,8 @@ _AIRFLOW_TASK: Final[dict[str, Any]] = {
     "blocks": True,
 }  # fmt: skip
 AIRFLOW: Final = (
-    Rule(role=Role.ATTEMPT, names=("worker.",), **_AIRFLOW_TASK),
+    # A task that is deferred goes on in the triggerer, which may also end it, without a further span of the task.
+    Rule(role=Role.ATTEMPT, names=("worker.", "trigger."), **_AIRFLOW_TASK),
     Rule(role=Role.STEP, names=("task_run.",), state=attribute("airflow.task_instance.state"), reused=True,
          **_AIRFLOW_TASK),
     Rule(engine="airflow", role=Role.INSIDE, names=("trigger.",), has=("airflow.trigger.name",),

@@ -35,7 +35,7 @@ class DriverSelect:
         text, order = self._text(connection.dialect, size)
         cursor = connection.connection.cursor()
         try:
-            cursor.execute(text, tuple([values[key] if type(key) is int else parameters[key] for key in order]))
+            cursor.execute(text, tuple([values[key] if isinstance(key, int) else parameters[key] for key in order]))
             return list(cursor.fetchall())
         finally:
             cursor.close()

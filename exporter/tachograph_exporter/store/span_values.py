@@ -13,10 +13,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from operator import itemgetter
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from sqlalchemy import Connection, Table, bindparam, delete, func, select
+from sqlalchemy import Connection, Table, bindparam, delete, func, intersect, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
@@ -41,7 +40,21 @@ MAX_TOGETHER: Final = 50_000
 _MARK_NS: Final = 0
 """The start in the row of a value that is common."""
 _MAX_DAYS: Final = 40
+_MAX_KEYS: Final = 2_000
 _STREAM: Final = {"yield_per": 500}
+
+
+class Between(NamedTuple):
+    """Days, the newest first, and the range of time."""
+
+    days: Sequence[int]
+    low: int
+    high: int
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Those of a statement."""
+        return {"days": self.days, "low": self.low, "high": self.high}
 
 
 class ValueTable:
@@ -64,7 +77,20 @@ class ValueTable:
             .where(day == bindparam("day"), tokens, *of_range)
             .order_by(start.desc())
         )  # fmt: skip
-        self.some = select(key).where(of_days, token == bindparam("token"), *of_range).limit(MAX_TOGETHER + 1)
+        self.places_among = self.places.where(
+            or_(token == bindparam("more"), key.in_(bindparam("keys", expanding=True)))
+        )
+        self._key, self._token, self._of_range = key, token, (of_days, *of_range)
+
+    def count(self, connection: Connection, between: Between, token: int, most: int) -> int:
+        """How many rows have a value, up to ``most``."""
+        rows = select(self._key).where(self._token == token, *self._of_range).limit(most).subquery()
+        return int(connection.execute(select(func.count()).select_from(rows), between.parameters).scalar_one())
+
+    def with_all(self, connection: Connection, between: Between, tokens: Sequence[int]) -> set[str]:
+        """What has all of several values."""
+        each = [select(self._key).where(self._token == token, *self._of_range) for token in tokens]
+        return set(connection.execute(intersect(*each), between.parameters).scalars())
 
     def drop_days(self, connection: Connection, before_ns: int) -> None:
         """Forget the days before a moment."""
@@ -129,7 +155,7 @@ class SpanValues:
         more = token_of(workspace_id, MORE, "")
         for trace_id, spans in traces.items():
             starts = _starts_of(workspace_id, spans)
-            self._count(starts)
+            self._count(starts.keys())
             left = MAX_VALUES
             into = new_rows if trace_id in new else rows
             for token, start_ns in starts.items():
@@ -154,7 +180,8 @@ class SpanValues:
         for day in sorted(self._marked)[:-_MAX_DAYS]:
             del self._marked[day]
 
-    def _count(self, tokens: Iterable[int]) -> None:
+    def _count(self, tokens: AbstractSet[int]) -> None:
+        # Not the dictionary, whose values would be added.
         self._counts.update(tokens)
         self._counted += 1
         if self._counted >= SAMPLE:
@@ -202,17 +229,9 @@ def places(
     rare = [[token for token in own if token not in common] for own in tokens]
     if not all(rare):
         return None
-    between = _Between(days, max(low_ns, _MARK_NS + 1), high_ns)
+    between = Between(days, max(low_ns, _MARK_NS + 1), high_ns)
     return _places(connection, of, between, [_chosen(connection, of, between, own) for own in rare],
                    token_of(workspace_id, MORE, ""))  # fmt: skip
-
-
-class _Between(NamedTuple):
-    """Days, the newest first, and the range of time."""
-
-    days: Sequence[int]
-    low: int
-    high: int
 
 
 class _Chosen(NamedTuple):
@@ -222,34 +241,35 @@ class _Chosen(NamedTuple):
     among: AbstractSet[str] | None = None
 
 
-def _chosen(connection: Connection, of: ValueTable, between: _Between, tokens: Sequence[int]) -> _Chosen:
+def _chosen(connection: Connection, of: ValueTable, between: Between, tokens: Sequence[int]) -> _Chosen:
     """Of several values that a trace must have, the rarest, and the traces that have the others."""
     if len(tokens) == 1 or not between.days:
         return _Chosen(tokens[0])
-    having: list[tuple[int, set[str] | None]] = []
-    for token in tokens:
-        parameters = {"days": between.days, "token": token, "low": between.low, "high": between.high}
-        ids = connection.execute(of.some, parameters).scalars().all()
-        having.append((token, set(ids) if len(ids) <= MAX_TOGETHER else None))
-    known = sorted([(len(ids), token, ids) for token, ids in having if ids is not None], key=itemgetter(0))
-    if not known:
+    counts = {token: of.count(connection, between, token, MAX_TOGETHER + 1) for token in tokens}
+    few = [token for token in sorted(tokens, key=counts.__getitem__) if counts[token] <= MAX_TOGETHER]
+    if not few:
         return _Chosen(tokens[0])
-    among = set.intersection(*[ids for _, _, ids in known])
-    return _Chosen(known[0][1], among)
+    return _Chosen(few[0], of.with_all(connection, between, few) if len(few) > 1 else None)
 
 
 def _places(
-    connection: Connection, of: ValueTable, between: _Between, chosen: Sequence[_Chosen], more: int
+    connection: Connection, of: ValueTable, between: Between, chosen: Sequence[_Chosen], more: int
 ) -> Generator[tuple[int, str], None, None]:
     """``more``: marks traces with more values than are noted."""
     among: dict[int, list[AbstractSet[str] | None]] = {more: [None]}
     for each in chosen:
         if each.among is None or each.among:
             among.setdefault(each.token, []).append(each.among)
-    tokens = sorted(among)
+    parameters: dict[str, Any] = {"tokens": sorted(among), "low": between.low, "high": between.high}
+    statement = of.places
+    # Where few have all of several values, only these are read, and those of which not all is noted.
+    known = [each.among for each in chosen]
+    keys = set().union(*[ids for ids in known if ids is not None])
+    if None not in known and len(keys) <= _MAX_KEYS:
+        statement = of.places_among
+        parameters |= {"keys": sorted(keys), "more": more}
     for day in between.days:
-        parameters = {"day": day, "tokens": tokens, "low": between.low, "high": between.high}
-        with connection.execute(of.places, parameters, execution_options=_STREAM) as rows:
+        with connection.execute(statement, parameters | {"day": day}, execution_options=_STREAM) as rows:
             for start_ns, trace_id, token in rows:
                 if any(ids is None or trace_id in ids for ids in among[token]):
                     yield start_ns, trace_id

@@ -21,7 +21,7 @@ from tachograph.identity import StepRef
 from tachograph.names import encodable
 from tachograph.quiet_log import QuietLog
 from tachograph.recording import open_execution
-from tachograph.redaction import mask_text
+from tachograph.redaction import LineMask
 from tachograph.workflow.reporter import Reporter
 
 quiet = QuietLog(logging.getLogger(__name__))
@@ -48,7 +48,7 @@ class _Line(NamedTuple):
 class _Buffer:
     """The lines of an attempt that are not events yet."""
 
-    __slots__ = ("_last", "_lock", "attempt", "emit", "lines", "numbers", "step")
+    __slots__ = ("_last", "_lock", "_mask", "attempt", "emit", "lines", "numbers", "step")
 
     def __init__(self, step: StepRef, attempt: int, emit: Callable[[Event], None]) -> None:
         self.step, self.attempt, self.emit = step, attempt, emit
@@ -56,6 +56,7 @@ class _Buffer:
         self.lines: deque[_Line] = deque(maxlen=MAX_LINES)
         self.numbers = itertools.count(1)
         self._last = 0
+        self._mask = LineMask()
         self._lock = threading.Lock()
 
     def flush(self) -> None:
@@ -69,7 +70,7 @@ class _Buffer:
                     line = self.lines.popleft()
                 except IndexError:
                     break
-                kept = _as_event(line)
+                kept = _as_event(line, self._mask)
                 lines.append(kept)
                 size += len(kept.message) + (len(kept.failure.stack or "") if kept.failure is not None else 0)
                 if size >= _EVENT_CHARACTERS:
@@ -94,12 +95,12 @@ class _Buffer:
         )
 
 
-def _as_event(line: _Line) -> StepLine:
+def _as_event(line: _Line, mask: LineMask) -> StepLine:
     return StepLine(
         number=line.number,
         time_ns=line.time_ns,
         severity=line.severity,
-        message=mask_text(line.message),
+        message=mask(line.message),
         logger=encodable(line.logger),
         failure=line.failure,
     )

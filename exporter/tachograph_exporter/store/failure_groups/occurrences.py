@@ -94,7 +94,7 @@ _GROUPS: Final = select(_occurrences.execution_id, _occurrences.group_id).where(
 )
 COUNTED_SINCE: Final = "failures_counted_since_ns"
 """State: executions that ended before are not counted in the series of groups, because there were none."""
-_HAVE_FAILED: Final = [literal_column(f"'{status}'") for status in _STATUSES]
+_HAVE_FAILED: Final[list[ColumnElement[str]]] = [literal_column(f"'{status}'") for status in _STATUSES]
 _NO_TEXT: Final = cast(null(), Text)
 _NO_GROUP: Final[ColumnElement[str]] = literal_column("''")
 _OF_STEP: Final = (_steps.execution_id, _steps.step_id, _steps.attempt)
