@@ -32,20 +32,27 @@ class LogHandler(LogHandlerBase):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         self._records: Any = None
+        self._is_broken = False
+
+    def emit(self, record: LogRecord) -> None:
+        """Take a record, in Snakemake's own thread for that."""
+        if self._records is None and not self._is_broken:
+            self._open()
+        if self._records is not None:
+            self._records.handle(record)
+
+    def _open(self) -> None:
+        # Every command of Snakemake imports this module, that of each job, too; only a run needs the rest. Here it is
+        # imported while Snakemake goes on.
         try:
-            # Every command of Snakemake imports this module, that of each job, too; only a run needs the rest.
             from tachograph.integrations.snakemake import Records
 
             self._records = Records(
                 getattr(self.settings, "workflow", None), is_dry_run=bool(self.common_settings.dryrun)
             )
         except Exception:
+            self._is_broken = True
             getLogger(__name__).exception("Snakemake is not instrumented")
-
-    def emit(self, record: LogRecord) -> None:
-        """Take a record."""
-        if self._records is not None:
-            self._records.handle(record)
 
     def close(self) -> None:
         """Snakemake ends, and with it the run."""

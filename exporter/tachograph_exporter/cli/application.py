@@ -34,8 +34,8 @@ COMMANDS: Final = {
     "step": Command("executing", RUNS, "Run a command as a step of the recorded command around it. Exit code: the "
                                        "command's."),
     "spool": Command("executing", RUNS, "Show what waits on this machine for a service or database, or deliver it."),
-    "import": Command("importing", RUNS, "Record a run that another engine left on disk: an invocation of dbt, from "
-                                         "its target directory."),
+    "import": Command("importing", RUNS, "Record a run that another engine left on disk: an invocation of dbt, a run "
+                                         "of Nextflow."),
     "bridge": Command("bridging", RUNS, "Follow the server of another engine, and record what it runs: Prefect, "
                                         "Temporal."),
     "cancel": Command("runs", RUNS, "Cancel a run of a service: its running steps are stopped, the others do not "
