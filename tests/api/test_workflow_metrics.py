@@ -627,3 +627,13 @@ async def test_a_scrape_waits_less_when_the_one_before_it_waited_in_vain(
     first, second, third, fourth = waits
     assert max(second, third) <= scrape.BEHIND_SECONDS < first <= scrape.WAIT_SECONDS
     assert fourth > scrape.BEHIND_SECONDS
+
+
+async def test_a_service_that_nobody_scrapes_still_compares_its_series(api: Api) -> None:
+    await api.call("POST", "/api/workflows", {"name": "w", "steps": [{"name": "s"}]})
+    execution_id = await api.run("w")
+    api.service.workflow_metrics._contact -= 1e9
+    assert not api.service.workflow_metrics.are_shown
+    answer = await api.get(f"/api/workflows/executions/{execution_id}/reconcile")
+    assert "another service" not in repr(answer)
+    assert api.service.workflow_metrics.are_shown

@@ -231,6 +231,9 @@ def _series(
         return stored, "its rows cannot be counted"
     if metrics is None:
         return stored, SeriesEvidence(stored.checked, "nothing here shows the series")
+    if not metrics.are_shown and metrics.is_leader:
+        # Nobody has scraped it for a while, so it has not looked whether it still shows them.
+        metrics.refresh(_REFRESH_SECONDS)
     if not metrics.are_shown:
         return stored, SeriesEvidence(stored.checked, "another service shows the series")
     key = (stored.workspace_id, stored.run.execution.workflow_id)
