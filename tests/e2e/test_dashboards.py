@@ -19,6 +19,8 @@ from urllib.parse import urlencode
 import aiohttp
 import pytest
 import yaml
+from redis import Redis
+from rq import Queue
 from tests import programs
 from tests.command import tachograph
 from tests.conftest import ROOT
@@ -26,6 +28,7 @@ from tests.dashboards.test_boards import VARIABLES, documents, panels, queries
 from tests.e2e.alertmanager import Alertmanager, alertmanager
 from tests.e2e.conftest import TACHOGRAPH, Server, environment, eventually, get
 from tests.e2e.gauges import Gauges
+from tests.engines import processes
 from tools.dashboard_load import recorded_runs, run_examples, run_load, write_fast_rules
 from tools.local_service import free_port
 
@@ -37,6 +40,7 @@ from tachograph.metrics.specs import (
     LATE,
     OLDEST_RUNNING,
     OVERDUE,
+    QUEUE_OLDEST,
     STEP_OVERDUE,
 )
 from tachograph_exporter.alerting.alerts import alerts
@@ -95,14 +99,26 @@ def usual_days(now: int) -> str:
     return "\n".join([*lines, "# EOF\n"])
 
 
+@pytest.fixture
+def queue(tmp_path: Path) -> Iterator[str]:
+    """The address of an engine's queue in a real Redis, in which a message waits."""
+    if not processes.has_redis():
+        pytest.skip("needs redis-server (apt-get install redis-server)")
+    with processes.redis(tmp_path) as address, contextlib.closing(Redis.from_url(address)) as connection:
+        Queue("shop", connection=connection).enqueue("shop.work")
+        yield f"rq+{address}"
+
+
 @pytest.mark.timeout(600)
 def test_every_query_of_every_panel_and_every_rule_has_data(
-    server: Callable[..., Server], prometheus: Callable[..., str], tmp_path: Path
+    server: Callable[..., Server], prometheus: Callable[..., str], queue: str, tmp_path: Path
 ) -> None:
     """Two Prometheus servers scrape one service: one with native histograms and exemplars, one without."""
     expected = tmp_path / "expectations.toml"
     expected.write_text('[workflow.rare]\nschedule = "@yearly"\n')
-    service = server("--measure", "rows", "--measure", "database", "--expectations", str(expected))
+    service = server(
+        "--measure", "rows", "--measure", "database", "--expectations", str(expected), "--queue", queue
+    )  # fmt: skip
     # Some alerts fire, and half a minute's runs are enough for an error budget, so that their panels have data.
     limits = tmp_path / "limits.toml"
     limits.write_text("[default]\nsuccess_target = 0.5\n")
@@ -292,6 +308,7 @@ def test_every_alert_reaches_the_alertmanager(
     for gauge in (LATE, OVERDUE, FLAPPING):
         gauges.set(gauge.name, 1, workflow="expected")
     gauges.set(STEP_OVERDUE.name, 1, workflow="expected", step="load")
+    gauges.set(QUEUE_OLDEST.name, now - HOUR, engine="rq", broker="redis:6379/0", queue="shop")
     with gauges.served():
         check_alerts(prometheus, manager, rules, gauges.port)
 
