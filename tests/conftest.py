@@ -29,6 +29,7 @@ from tachograph.events import (
     StepStatus,
 )
 from tachograph.identity import ExecutionRef, StepRef, new_execution_ref, new_span_id, step_id, workflow_id
+from tachograph.quiet_log import QuietLog
 from tachograph.recording.recorder import Recorder
 from tachograph.workflow import HandlerRegistry, registry
 from tachograph_exporter import admission, handler_sources
@@ -169,6 +170,19 @@ def patience() -> Iterator[None]:
         patch.setattr(lease, "LOOK_SECONDS", 40.0)
         patch.setattr(reconciliation, "FLUSH_SECONDS", 60.0)
         patch.setattr(reconciliation, "_REFRESH_SECONDS", 60.0)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_test_is_told() -> Iterator[None]:
+    """What one test has had logged is logged for the next one, too, though a minute has not passed."""
+    emit = QuietLog._emit
+
+    def told(log: QuietLog, kind: object, *arguments: Any, **options: Any) -> None:
+        emit(log, (os.environ.get("PYTEST_CURRENT_TEST"), kind), *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QuietLog, "_emit", told)
         yield
 
 

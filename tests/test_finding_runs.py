@@ -274,7 +274,8 @@ def test_failures_by_cause_are_the_same_in_a_database_and_a_service(runs: Path, 
     assert group | {"trend": []} == served | {"trend": []}
     # An attempt was tried again, and the exit code tells causes apart.
     assert group["counts"] == {"failures": 2, "attempts": 2, "steps": 1, "executions": 1}
-    assert group["message"] == "command ended with exit code 7: two"
+    # A number, in words.
+    assert group["message"] == "command ended with exit code 7: <*>"
     table = tachograph(runs, "failures").stdout
     assert group["id"][:8] in table
     assert "alpha / say" in table

@@ -107,6 +107,9 @@ def test_each_workflow_is_notified_of_what_it_is_and_of_nothing_else(
         # All succeed.
         for workflow in firing:
             gauges.set(SUCCESS, time.time(), workflow=workflow)
-        eventually(lambda: told("RESOLVED") == notified, 200)
-        assert told("FIRING") == notified
+        eventually(lambda: told("RESOLVED") >= notified, 200)
+        # Rules are evaluated one after the other: on a busy machine the one that inhibits may end seconds before.
+        inhibited = {(workflow, alert) for workflow, fires in firing.items() for alert in fires} - notified
+        assert told("RESOLVED") - notified <= inhibited
+        assert told("FIRING") - notified <= inhibited
         eventually(lambda: active() == {workflow: set() for workflow in firing})

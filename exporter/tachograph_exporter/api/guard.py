@@ -23,7 +23,7 @@ BEARER_PROTOCOL: Final = "tachograph.bearer."
 """Prefix of the WebSocket subprotocol that carries a token in base64url (RFC 4648, section 5)."""
 _OWN_SITES: Final = ("same-origin", "none")
 """What ``Sec-Fetch-Site`` says of a service's own page, and of a request that no page sent (Fetch Metadata)."""
-_OF_ALL_WORKSPACES: Final = ("/metrics", "/api/queues")
+_OF_ALL_WORKSPACES: Final = ("/metrics", "/api/queues", "/api/notices/test")
 """What these tell belongs to no workspace: no token that is bound to one may read it."""
 PATH_TOKEN: Final = "ping_token"  # noqa: S105 - the name of the part
 """The part of a path that carries a token, for programs that can do nothing but fetch a URL."""
