@@ -20,7 +20,7 @@ from tests.e2e.browser import chromium, errors_of
 from tests.e2e.conftest import Server, eventually, get
 
 from tachograph.clock import NS
-from tachograph.events import ExecutionStarted, StepFinished, StepStatus
+from tachograph.events import ExecutionFinished, ExecutionStarted, ExecutionStatus, StepFinished, StepStatus
 from tachograph.resources import Resources
 
 # One browser for all of them.
@@ -293,9 +293,11 @@ def test_the_lines_of_a_steps_spans_are_shown_with_it(
         ExecutionStarted(execution=used, time_ns=start_ns, step_count=1, process="p"),
         StepFinished(step=make_step(used, "load"), time_ns=start_ns + 8 * NS, status=StepStatus.COMPLETED, attempt=1,
                      started_ns=start_ns, attempt_started_ns=start_ns, run_ns=8 * NS, resources=use),
+        ExecutionFinished(execution=used, time_ns=start_ns + 9 * NS, status=ExecutionStatus.COMPLETED,
+                          started_ns=start_ns, step_count=1),
     ]  # fmt: skip
     batch = {"version": 1, "sender": "used", "sequence": 1, "events": [msgspec.to_builtins(each) for each in events]}
-    assert get(f"{service.address}/api/events", method="POST", body=batch)[1]["stored"] == 2
+    assert get(f"{service.address}/api/events", method="POST", body=batch)[1]["stored"] == 3
     page.goto(f"{service.address}/#/executions/{used.execution_id}")
     option(page, "load").click()
     expect(panel.get_by_role("progressbar", name="Busy")).to_have_attribute("value", "6")

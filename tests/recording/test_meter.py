@@ -58,12 +58,18 @@ _began = [0.0]
 @pytest.fixture(autouse=True)
 def nothing_burnt() -> None:
     _burnt.clear()
-    _began[0] = time.process_time()
+    _began[0] = time.process_time() + used_by_children()
+
+
+def used_by_children() -> float:
+    """Processor time of all child processes that have been waited for, those of earlier tests as well."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def used_by_others() -> float:
-    """Processor time of what else ran in this process during the test: threads of earlier tests, for instance."""
-    return max(0.0, time.process_time() - _began[0] - sum(_burnt))
+    """Processor time of what else ran during the test: threads of earlier tests, processes that these had started."""
+    return max(0.0, time.process_time() + used_by_children() - _began[0] - sum(_burnt))
 
 
 class Record:
