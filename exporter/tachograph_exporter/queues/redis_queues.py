@@ -63,6 +63,16 @@ def _scan(redis: Any, pattern: str) -> list[str]:
     return sorted(keys)
 
 
+def _ends(redis: Any, keys: Iterable[str], first: int) -> list[Any]:
+    """For each list, how long it is and its first message; ``first``: where that is, 0 or -1."""
+    with redis.pipeline(transaction=False) as pipe:
+        for key in keys:
+            pipe.llen(key)
+            pipe.lindex(key, first)
+        told: list[Any] = pipe.execute()
+    return told
+
+
 # Celery: lists that are pushed to at the left, one for each priority; bindings name the queues.
 
 
@@ -76,11 +86,7 @@ def _celery_names(redis: Any) -> list[str]:
 
 def _celery_state(redis: Any, name: str, now: float) -> QueueState:
     keys = [name + priority for priority in _PRIORITIES]
-    with redis.pipeline(transaction=False) as pipe:
-        for key in keys:
-            pipe.llen(key)
-            pipe.lindex(key, -1)
-        told = pipe.execute()
+    told = _ends(redis, keys, -1)
     since = [_celery_since(message) for message in told[1::2] if message]
     known = [moment for moment in since if moment is not None]
     return QueueState(name, sum(told[::2]), min(known, default=None))
@@ -104,10 +110,7 @@ def _rq_names(redis: Any) -> list[str]:
 
 def _rq_state(redis: Any, name: str, now: float) -> QueueState:
     key = f"rq:queue:{name}"
-    with redis.pipeline(transaction=False) as pipe:
-        pipe.llen(key)
-        pipe.lindex(key, 0)
-        length, first = pipe.execute()
+    length, first = _ends(redis, [key], 0)
     enqueued = redis.hget(f"rq:job:{first}", "enqueued_at") if first else None
     try:
         since = datetime.fromisoformat(enqueued).replace(tzinfo=UTC).timestamp() if enqueued else None
@@ -126,10 +129,7 @@ def _dramatiq_names(redis: Any) -> list[str]:
 
 def _dramatiq_state(redis: Any, name: str, now: float) -> QueueState:
     key = f"dramatiq:{name}"
-    with redis.pipeline(transaction=False) as pipe:
-        pipe.llen(key)
-        pipe.lindex(key, 0)
-        length, first = pipe.execute()
+    length, first = _ends(redis, [key], 0)
     message = redis.hget(f"{key}.msgs", first) if first else None
     try:
         since = json.loads(message)["message_timestamp"] / 1000 if message else None

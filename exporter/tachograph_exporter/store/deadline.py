@@ -44,16 +44,22 @@ class Deadline:
 
     def call(self, work: Callable[[Connection], T], connection: Connection) -> T:
         """Call ``work`` on a connection to SQLite, whose statements end then. Raises `QueryTimeout`."""
+        with self._interrupting(connection):
+            return work(connection)
+
+    @contextmanager
+    def _interrupting(self, connection: Connection, outer: Deadline | None = None) -> Iterator[None]:
+        """Until it is left, statements of SQLite end then; afterwards, when ``outer`` has passed."""
         driver: Any = connection.connection.driver_connection
         driver.set_progress_handler(self.has_passed, _STEPS)
         try:
-            return work(connection)
+            yield
         except DBAPIError as error:
             if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
                 raise QueryTimeout(self.seconds) from None
             raise
         finally:
-            driver.set_progress_handler(None, 0)
+            driver.set_progress_handler(outer.has_passed if outer is not None else None, _STEPS)
 
 
 _CANCELED: Final = "57014"
@@ -68,17 +74,8 @@ def limited(connection: Connection, seconds: float) -> Iterator[Deadline]:
     """
     limit = Deadline(seconds)
     if connection.dialect.name == "sqlite":
-        driver: Any = connection.connection.driver_connection
-        driver.set_progress_handler(limit.has_passed, _STEPS)
-        try:
+        with limit._interrupting(connection, connection.get_execution_options().get("tachograph_deadline")):
             yield limit
-        except DBAPIError as error:
-            if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
-                raise QueryTimeout(seconds) from None
-            raise
-        finally:
-            outer: Deadline | None = connection.get_execution_options().get("tachograph_deadline")
-            driver.set_progress_handler(outer.has_passed if outer is not None else None, _STEPS)
         return
     # To roll it back ends what has failed, and takes the setting back.
     nested = connection.begin_nested()

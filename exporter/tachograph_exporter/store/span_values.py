@@ -66,7 +66,7 @@ class ValueTable:
     def __init__(self, table: Table, since: str) -> None:
         self.table = table
         self.since = since
-        day, token, start, key = self._columns = tuple(table.columns)
+        day, token, start, key = table.columns
         of_days = day.in_(bindparam("days", expanding=True))
         tokens = token.in_(bindparam("tokens", expanding=True))
         self.marks = select(token).where(of_days, tokens, start == _MARK_NS)

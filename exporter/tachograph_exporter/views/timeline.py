@@ -88,9 +88,8 @@ def build_timeline(
     counts = status_counts(steps)
     spending = spending_of(run)
     repeated = {name for name, count in Counter(step.name for step in steps).items() if count > 1}
-    work = sum(
-        _run_ns(step, attempts.get(step.step_id, ()), window) or 0 for step in steps if step.parent_step_id is None
-    )
+    running = [_run_ns(step, attempts.get(step.step_id, ()), window) for step in steps]
+    work = sum(run_ns or 0 for step, run_ns in zip(steps, running, strict=True) if step.parent_step_id is None)
     elapsed = window.end_ns - window.start_ns if started is not None else None
     trace_id = execution.trace_id
     return WorkflowExecutionTimeline(
@@ -136,12 +135,13 @@ def build_timeline(
                 step.step_id in on_path,
                 slacks.get(step.step_id),
                 traces.get(step.span_id, trace_id),
+                run_ns,
                 window,
                 now_ns,
                 run.failures,
                 is_one_of_many=step.name in repeated,
             )
-            for step in steps
+            for step, run_ns in zip(steps, running, strict=True)
             if _is_selected(step, step_filter)
         ],
         expected_end_at=rfc3339_or_none(expected.end_ns),
@@ -158,6 +158,7 @@ def _entry(
     is_critical: bool,
     slack_ns: int | None,
     trace_id: str,
+    run_ns: int | None,
     window: RunWindow,
     now_ns: int,
     failures: Mapping[tuple[str, int, int], str],
@@ -167,7 +168,6 @@ def _entry(
     started, finished, folded = step.started_ns, step.finished_ns, step.folded
     started_at = rfc3339(started) if started is not None else None
     completed_at = rfc3339(finished) if finished is not None else None
-    run_ns = _run_ns(step, attempts, window)
     wait = wait_seconds = duration = None
     outside_ns = 0
     if started is not None:

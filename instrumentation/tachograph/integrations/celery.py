@@ -29,7 +29,7 @@ from tachograph.integrations.celery_places import (
     task_of,
 )
 from tachograph.integrations.celery_schedules import take_over_schedules
-from tachograph.integrations.places import HEADER, Memory, Place, header_of, place_in, read
+from tachograph.integrations.places import HEADER, Memory, Place, header_of, numbered, place_in, read
 from tachograph.integrations.traces import enter_trace, leave_trace
 from tachograph.quiet_log import QuietLog
 from tachograph.recording.setup import get_recorder
@@ -205,8 +205,7 @@ def _numbered(scope: str, key: str, index: int | None) -> str:
     """The key, and a number if it was there before in this scope."""
     if index is not None:
         return key
-    count = _counts.put((scope, key), (_counts.get((scope, key)) or 0) + 1)
-    return key if count == 1 else f"{key}#{count}"
+    return numbered(key, _counts.count((scope, key)))
 
 
 @_harmless

@@ -13,7 +13,7 @@ from dask.utils import key_split
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 
 from tachograph.identity import new_id
-from tachograph.integrations.places import Memory
+from tachograph.integrations.places import Memory, numbered
 from tachograph.quiet_log import QuietLog
 from tachograph.recording.setup import get_recorder
 from tachograph.report import Run, Step, run
@@ -123,7 +123,7 @@ class TasksPlugin(SchedulerPlugin):
         known: str | None = self._layers.get((run.execution_id, name, layer))
         if known is None:
             count = self._layers.count((run.execution_id, name))
-            known = self._layers.put((run.execution_id, name, layer), name if count == 1 else f"{name}#{count}")
+            known = self._layers.put((run.execution_id, name, layer), numbered(name, count))
         return known
 
     @_harmless

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from tachograph.integrations.places import numbered
 from tachograph.integrations.running import RunningStep
 from tachograph.quiet_log import QuietLog
 from tachograph.report import Run, Step, run
@@ -70,10 +71,6 @@ def _is_configured() -> bool:
 
 def _report(flow_name: str, run_id: str, traceparent: str) -> Run:
     return run(flow_name, run_id=run_id, engine="metaflow", traceparent=traceparent or None)
-
-
-def _key(step_name: str, repetition: int) -> str:
-    return step_name if repetition == 0 else f"{step_name}#{repetition + 1}"
 
 
 # The scheduler's process.
@@ -136,7 +133,7 @@ class _Launch:
         self._counts[step_name, indices] += 1
         repetition = self._counts[step_name, indices] - 1
         place = _Place(
-            self.run_id, task_id, _key(step_name, repetition), _index(indices), repetition, self.traceparent,
+            self.run_id, task_id, numbered(step_name, repetition + 1), _index(indices), repetition, self.traceparent,
             time.time(), split_index is not None, self.directory,
         )  # fmt: skip
         step = self.run.step(

@@ -114,6 +114,11 @@ def below(path: str, name: str) -> str:
     return f"{hashlib.blake2b(path.encode(errors='replace'), digest_size=8).hexdigest()}/{name}"[:_MAX_KEY]
 
 
+def numbered(key: str, number: int) -> str:
+    """The key of the ``number``-th step (from 1) that would have this one in its run: the first has it as it is."""
+    return key if number == 1 else f"{key}#{number}"
+
+
 class Memory:
     """The newest of what a process knows, by id."""
 

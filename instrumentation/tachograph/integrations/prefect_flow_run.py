@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
+from tachograph.integrations.places import numbered
 from tachograph.integrations.prefect_events import TERMINAL, PrefectEvent, Resource, error_of
 from tachograph.report import Run, Step, run
 
@@ -88,7 +89,10 @@ class FlowRun:
         task, number, restart, outer = place
         above = self.places.get(outer) if outer is not None else None
         return self.reported(restart).step(
-            task, key=_key(task, number), repetition=number, parent=_key(*above[:2]) if above is not None else None
+            task,
+            key=numbered(task, number + 1),
+            repetition=number,
+            parent=numbered(above[0], above[1] + 1) if above is not None else None,
         )
 
     def beat(self, at: float) -> None:
@@ -155,7 +159,3 @@ def end_run(reported: Run, state: Resource, error: str, at: datetime) -> None:
         reported.timed_out(error, at=at)
     else:
         reported.failed(error, at=at)
-
-
-def _key(task: str, number: int) -> str:
-    return task if not number else f"{task}#{number + 1}"

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from tachograph.integrations.places import numbered
 from tachograph.quiet_log import QuietLog
 from tachograph.recording.scopes import is_cancellation
 from tachograph.report import Run, Step
@@ -200,7 +201,7 @@ class Tasks:
             self._counts[name] += 1
             step = self._steps[task.task_id] = self._run.step(
                 name,
-                key=name if number == 0 else f"{name}#{number + 1}",
+                key=numbered(name, number + 1),
                 repetition=number,
                 parent=self._steps.get(task.parent_task_id),
             )

@@ -14,7 +14,7 @@ from typing import Final
 
 from tachograph.identity import new_id
 from tachograph.identity import traceparent as make_traceparent
-from tachograph.integrations.places import Memory, Place, below
+from tachograph.integrations.places import Memory, Place, below, numbered
 from tachograph.integrations.running import running_task
 from tachograph.names import clean_name
 from tachograph.report.safely import caller_traceparent
@@ -159,5 +159,4 @@ class Sending:
 
     def _numbered(self, scope: str, key: str) -> str:
         """The key, and a number if it was there before in this scope."""
-        count = self._counts.count((scope, key))
-        return key if count == 1 else f"{key}#{count}"
+        return numbered(key, self._counts.count((scope, key)))

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from tachograph.integrations.places import numbered
 from tachograph.integrations.temporal_activities import Activity
 from tachograph.integrations.temporal_values import (
     error_of,
@@ -356,8 +357,7 @@ class WorkflowRun:
             quiet.warning("steps", "not reported: more than %d steps of a workflow", MAX_STEPS)
             return None
         number = self._counts[name] = self._counts.get(name, 0) + 1
-        key = name if number == 1 else f"{name}#{number}"
-        step = self._reported.step(name, key=key, repetition=number - 1, step_type=step_type)
+        step = self._reported.step(name, key=numbered(name, number), repetition=number - 1, step_type=step_type)
         self._steps[event_id] = step
         return step
 

@@ -686,16 +686,8 @@ async def run_again(stage):
         run, activities = await history(stage.client, handle.id, run_id)
         error = "ApplicationError: not yet" if run["status"] == "failed" else None
         executions.append(run_of("Persistent", run, steps_of(activities, waits.pop(0)), error=error))
-        run_id = await retried_as(stage.client, handle.id, run_id)
+        run_id = await next_run(stage.client, handle.id, run_id)
     return executions, []
-
-
-async def retried_as(client, workflow_id, run_id):
-    async for event in client.get_workflow_handle(workflow_id, run_id=run_id).fetch_history_events():
-        details = event.workflow_execution_failed_event_attributes
-        if details.new_execution_run_id:
-            return details.new_execution_run_id
-    return None
 
 
 async def started_by_others(stage):
@@ -822,9 +814,9 @@ async def continued(stage):
 
 async def next_run(client, workflow_id, run_id):
     async for event in client.get_workflow_handle(workflow_id, run_id=run_id).fetch_history_events():
-        details = event.workflow_execution_continued_as_new_event_attributes
-        if details.new_execution_run_id:
-            return details.new_execution_run_id
+        continued = event.workflow_execution_continued_as_new_event_attributes.new_execution_run_id
+        if next_id := continued or event.workflow_execution_failed_event_attributes.new_execution_run_id:
+            return next_id
     return None
 
 
