@@ -128,7 +128,7 @@ def kedro(_: str) -> Engine:
                      "project_path": str(Path.cwd()), "runtime_params": {}}  # fmt: skip
         with clock.timed():
             manager.hook.before_pipeline_run(run_params=told, pipeline=nodes, catalog=catalog)
-            results = SequentialRunner().run(nodes, catalog, manager)
+            results = SequentialRunner().run(nodes, catalog, manager, told["run_id"])
             manager.hook.after_pipeline_run(run_params=told, run_result=results, pipeline=nodes, catalog=catalog)
         return clock.cost
 
