@@ -17,7 +17,8 @@ def celery(_: str) -> Engine:
     from tachograph.integrations import celery as hooks
 
     def run(jobs: int, is_on: bool) -> Cost:
-        app = Celery("bench", broker="memory://", backend="cache+memory://", set_as_current=False)
+        app = Celery("bench", broker="memory://", backend="cache+memory://")
+        app.set_current()
         app.conf.update(worker_hijack_root_logger=False, worker_enable_remote_control=False, broker_pool_limit=1)
         left, clock = jobs, Clock(jobs)
 
