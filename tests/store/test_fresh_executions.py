@@ -21,7 +21,7 @@ from tachograph.events import (
     StepFinished,
 )
 from tachograph_exporter.store.database import Database
-from tachograph_exporter.store.rollups import counting
+from tachograph_exporter.store.rollups import fresh as counting
 from tachograph_exporter.store.rollups.rebuild import workflows_with_executions
 from tachograph_exporter.store.series.recount import recount_one
 from tachograph_exporter.store.writer import StoreWriter
