@@ -68,8 +68,7 @@ class Totals:
         durations.observe(duration_ns / NS)
 
     def observe_all(self, durations_ns: Sequence[int], durations: ExponentialHistogram, last_ns: int) -> None:
-        """Count many: their durations, none of them negative, also as a histogram, and when the newest of them ended.
-        """
+        """Count many: their durations, none of them negative, also as a histogram, and when the last of them ended."""
         low = min(durations_ns)
         if low < self.min_ns or not self.durations.count:
             self.min_ns = low

@@ -153,8 +153,13 @@ class StoreWriter:
 
         Where these events need what only one may do, write alone at once.
         """
-        if any(type(event) in _OF_EXECUTIONS and self._is_new(event.execution) for event in events):
-            locking.lock(connection)
+        latest: ExecutionRef | None = None
+        for event in events:
+            if type(event) in _OF_EXECUTIONS and (ref := event.execution) is not latest:
+                latest = ref
+                if self._is_new(ref):
+                    locking.lock(connection)
+                    break
         locking.share(connection)
         locking.claim(connection, Claim.WRITER, (self._id,))
 

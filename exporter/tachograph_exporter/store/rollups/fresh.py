@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from operator import itemgetter
+from itertools import compress
+from operator import itemgetter, sub
 from typing import Any, Final, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, bindparam, select, union_all
 
 from tachograph.distribution import Distribution
 from tachograph.resources import decoded
+from tachograph_exporter.store.driver_select import IDS, DriverSelect
 from tachograph_exporter.store.merging import FIRST_TERMINAL_STEP_RANK
 from tachograph_exporter.store.plain_steps import PlainSteps
 from tachograph_exporter.store.schema import (
@@ -57,21 +59,22 @@ _OF_STEP: Final = itemgetter(*(
         "skip_reason",
     )
 ))  # fmt: skip
-_OF_STEP_RESOURCES: Final = 14
 _PATH: Final = EXECUTION_ROWS.columns.index("critical_path")
-(
-    _STEP_ID, _NAME, _SPAN, _RANK, _STATUS, _ATTEMPT, _STARTED, _FINISHED, _DEPENDENCY, _QUEUE, _BACKOFF, _RUN,
-    _SKIPPED, _UNACCOUNTED, _SCHEDULED, _FOLDED, _RESOURCES,
-) = (
+_NAME, _RANK, _STATUS, _ATTEMPT, _STARTED, _FINISHED, _SKIPPED, _FOLDED, _RESOURCES = (
     STEP_ROWS.columns.index(name) for name in (
-        "step_id", "name", "span_id", "rank", "status", "attempt", "started_ns", "finished_ns", "dependency_ns",
-        "queue_ns", "backoff_ns", "run_ns", "skip_reason", "unaccounted_ns", "scheduled_ns", "folded", "resources",
+        "name", "rank", "status", "attempt", "started_ns", "finished_ns", "skip_reason", "folded", "resources",
     )
 )  # fmt: skip
-_PARTS: Final = union_all(*[
-    select(table.c.execution_id).where(table.c.execution_id.in_(bindparam("ids", expanding=True)))
+_OF_PLAIN_STEP: Final = itemgetter(*(
+    STEP_ROWS.columns.index(name) for name in (
+        "execution_id", "step_id", "span_id", "started_ns", "finished_ns", "dependency_ns", "queue_ns", "backoff_ns",
+        "run_ns", "scheduled_ns", "unaccounted_ns", "resources",
+    )
+))  # fmt: skip
+_PARTS: Final = DriverSelect(union_all(*[
+    select(table.c.execution_id).where(table.c.execution_id.in_(bindparam(IDS, expanding=True)))
     for table in (workflow_step_executions, workflow_step_attempts, workflow_step_reports)
-])  # fmt: skip
+]))  # fmt: skip
 
 
 def fresh(
@@ -89,7 +92,7 @@ def fresh(
     in_order = list(ids)
     for i in range(0, len(in_order), _CHUNK):
         # Steps may have been told of before their execution was.
-        ids.difference_update(connection.execute(_PARTS, {"ids": in_order[i : i + _CHUNK]}).scalars())
+        ids.difference_update([row[0] for row in _PARTS.rows(connection, in_order[i : i + _CHUNK])])
     if not ids:
         return NOTHING_FRESH
     by_kind: defaultdict[tuple[str, str], list[tuple[Any, ...]]] = defaultdict(list)
@@ -113,7 +116,8 @@ def fresh(
 def _counted_row(row: tuple[Any, ...], resources_since_ns: int) -> tuple[Any, ...]:
     if row[_RESOURCES] is not None and (row[_FINISHED] or 0) < resources_since_ns:
         row = (*row[:_RESOURCES], None, *row[_RESOURCES + 1 :])
-    return _OF_STEP(row)
+    counted: tuple[Any, ...] = _OF_STEP(row)
+    return counted
 
 
 def plain_steps(
@@ -135,27 +139,31 @@ def plain_steps(
 def _columns(
     rows: Sequence[tuple[Any, ...]], critical_paths: Mapping[str, AbstractSet[str]], resources_since_ns: int
 ) -> PlainSteps:
-    # A clock may have been set back.
-    durations_ns = [max(0, row[_FINISHED] - row[_STARTED]) for row in rows]
+    (
+        ids, step_ids, span_ids, started, finished, dependency, queue, backoff, run, scheduled, unaccounted, resources
+    ) = zip(*map(_OF_PLAIN_STEP, rows), strict=True)  # fmt: skip
+    durations_ns = list(map(sub, finished, started))
+    if min(durations_ns) < 0:
+        # A clock was set back.
+        durations_ns = [max(0, duration) for duration in durations_ns]
     durations = Distribution()
-    critical = [
-        critical_ns_of(row[_STARTED], row[_FINISHED], row[_QUEUE], row[_BACKOFF], row[_RUN])
-        for row in rows
-        if row[_STEP_ID] in critical_paths[row[0]]
-    ]
-    used = [row for row in rows if row[_RESOURCES] is not None and row[_FINISHED] >= resources_since_ns]
+    on_path = [step_id in critical_paths[key] for key, step_id in zip(ids, step_ids, strict=True)]
+    parts = [compress(times, on_path) for times in (started, finished, queue, backoff, run)]
+    critical_ns = sum(map(critical_ns_of, *parts))
+    uses = []
+    if any(resources):
+        uses = [
+            (use, ran or 0)
+            for stored, end, ran in zip(resources, finished, run, strict=True)
+            if stored is not None and end >= resources_since_ns and (use := decoded(stored)) is not None
+        ]
     return PlainSteps(
-        rows[0][_NAME], rows[0][_STATUS], _column(rows, 0), _column(rows, _SPAN), _column(rows, _FINISHED),
-        durations_ns, _times(rows, _DEPENDENCY), _times(rows, _QUEUE), _times(rows, _SCHEDULED),
-        _times(rows, _UNACCOUNTED), durations, durations.observe_all_ns(durations_ns), sum(_times(rows, _BACKOFF)),
-        sum(_times(rows, _RUN)), sum(critical),
-        [(use, row[_RUN] or 0) for row in used if (use := decoded(row[_RESOURCES])) is not None],
+        rows[0][_NAME], rows[0][_STATUS], ids, span_ids, finished, durations_ns, _times(dependency), _times(queue),
+        _times(scheduled), _times(unaccounted), durations, durations.observe_all_ns(durations_ns),
+        sum(_times(backoff)), sum(_times(run)), critical_ns, uses,
     )  # fmt: skip
 
 
-def _column(rows: Iterable[tuple[Any, ...]], place: int) -> list[Any]:
-    return [row[place] for row in rows]
-
-
-def _times(rows: Iterable[tuple[Any, ...]], place: int) -> list[int]:
-    return [row[place] or 0 for row in rows]
+def _times(column: Sequence[int | None]) -> Sequence[int]:
+    """A column of times; those that are not known count as none."""
+    return [wait or 0 for wait in column] if None in column else column  # type: ignore[return-value]

@@ -90,7 +90,7 @@ class _StepCounts:
             self.zeros[code] = self.zeros.get(code, 0) + 1
 
     def wait_all(self, code: Code, waits_ns: Sequence[int]) -> None:
-        waited = [wait for wait in waits_ns if wait > 0]
+        waited = [wait for wait in waits_ns if wait > 0] if any(waits_ns) else []
         if waited:
             self.of(code).observe_all_ns(waited)
         if none := len(waits_ns) - len(waited):
@@ -323,8 +323,8 @@ class SeriesCounter:
             exemplars[bucket] = (steps.durations_ns[i], trace_id, steps.span_ids[i], steps.finished_ns[i])
         counts.wait_all(_DEPENDENCY, steps.dependency_ns)
         counts.wait_all(_QUEUE, steps.queue_ns)
-        counts.wait_all(_UNACCOUNTED, [wait for wait in steps.unaccounted_ns if wait])
-        counts.wait_all(_SCHEDULED, [wait for wait in steps.scheduled_ns if wait])
+        counts.wait_all(_UNACCOUNTED, list(filter(None, steps.unaccounted_ns)))
+        counts.wait_all(_SCHEDULED, list(filter(None, steps.scheduled_ns)))
         if steps.critical_ns:
             counts.count(CRITICAL, steps.critical_ns)
         counts.count(attempts, len(steps.durations_ns))
