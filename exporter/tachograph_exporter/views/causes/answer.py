@@ -192,11 +192,20 @@ def _named(case: Case, differences: Iterable[Difference]) -> Iterator[Claim]:
 
 
 def _unknown(case: Case) -> Claim:
+    tested = case.differences.tested
+    usual = plural(len(case.usual), "usual run")
+    if tested:
+        text = f"none of {plural(tested, 'recorded value')} sets it apart from {usual}"
+    elif len(case.odd) == 1:
+        # The run that chose what to look for is no evidence for it.
+        outcome = "as slow" if case.run.execution.status == COMPLETED else "like it"
+        text = f"no other run was {outcome}, so nothing recorded can be told to set it apart from {usual}"
+    else:
+        text = f"nothing is recorded that could set it apart from {usual}"
     return claim(
         "unknown",
         None,
-        f"Why is not known: none of {plural(case.differences.tested, 'recorded value')} sets it apart from "
-        f"{plural(len(case.usual), 'usual run')}.",
+        f"Why is not known: {text}.",
         NOT_KNOWN,
         why_url(case.execution_id),
         tested=case.differences.tested,
