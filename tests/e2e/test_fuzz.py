@@ -38,7 +38,7 @@ def service(any_database_url: str, tmp_path: Path) -> Iterator[Server]:
         server.process.wait()
 
 
-@pytest.mark.timeout(SECONDS + 120)
+@pytest.mark.timeout(SECONDS + 900)
 def test_no_request_is_an_error_of_the_service(service: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert service.process is not None
     fuzzer = Fuzzer(service.address, service.process.pid)

@@ -38,6 +38,7 @@ def operations_tested(service: Server, directory: Path, phases: str, mode: str, 
 # Every operation is asked its examples. Values at every bound of every parameter take a minute: each run has those of
 # other operations, and `make slow` of all, with requests that break the document. What these are answered with is also
 # in tests/edges/test_hostile_requests.py and tests/e2e/test_fuzz.py.
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("mode", "share"),
     [("positive", 0.25), *(pytest.param(mode, 1, marks=pytest.mark.slow) for mode in ("positive", "all"))],
