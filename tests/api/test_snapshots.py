@@ -26,9 +26,9 @@ from tachograph.clock import NS
 from tachograph.events import Event, ExecutionFinished, ExecutionStarted, ExecutionStatus, StepFinished, StepStatus
 from tachograph.identity import ExecutionRef, workspace_id
 from tachograph.workflow import HandlerRegistry
+from tachograph_exporter.api.all_routes import ROUTES
 from tachograph_exporter.api.routes import Route
 from tachograph_exporter.config import Config
-from tachograph_exporter.service import ROUTES
 from tachograph_exporter.store import archiving
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.removal import remove_workflow
