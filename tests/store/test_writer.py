@@ -42,6 +42,7 @@ from tachograph.events import (
 )
 from tachograph.identity import workspace_id
 from tachograph_exporter.store import executions as execution_rows
+from tachograph_exporter.store import partitions
 from tachograph_exporter.store.batch import Batch
 from tachograph_exporter.store.database import Database, prepare
 from tachograph_exporter.store.merging import execution_rank, step_rank
@@ -345,3 +346,20 @@ def test_who_recorded_an_execution_owns_it_though_its_spans_came_first(
             assert run.execution.process == owners[1]
     finally:
         database.close()
+
+
+@pytest.mark.parametrize(
+    ("execution_id", "month"),
+    [
+        ("01936a2b-0000-7000-8000-000000000000", (2024, 11)),
+        # An engine's ids may have any bits.
+        ("f3c0ffee-dead-7eef-8000-000000000000", None),
+        ("ffffffff-ffff-7fff-bfff-ffffffffffff", None),
+        ("00000000-0000-7000-8000-000000000000", None),
+        ("0193xxxx-0000-7000-8000-000000000000", None),
+        ("01936a2b-0000-4000-8000-000000000000", None),
+    ],
+)
+def test_the_month_of_an_id_is_known_of_any_id(execution_id: str, month: tuple[int, int] | None) -> None:
+    assert partitions.month_of_id(execution_id) == month
+    assert (partitions.seconds_of_id(execution_id) > 0) is (month is not None)

@@ -25,6 +25,11 @@ PARTITIONED: Final = (
     "workflow_step_lines",
 )
 
+_FIRST_MILLIS: Final = 946_684_800_000
+"""The year 2000."""
+_END_MILLIS: Final = 7_258_118_400_000
+"""The year 2200."""
+
 Month = tuple[int, int]
 """(year, month) in UTC."""
 
@@ -37,9 +42,11 @@ def month_of_id(execution_id: str) -> Month | None:
         millis = int(execution_id[:8] + execution_id[9:13], 16)
     except ValueError:
         return None
+    if not _FIRST_MILLIS <= millis < _END_MILLIS:
+        # It is not one of ours (an engine's id may have any bits), or a clock was wrong.
+        return None
     moment = datetime.fromtimestamp(millis / 1000, UTC)
-    # Outside these years it is not one of ours, or a clock was wrong.
-    return (moment.year, moment.month) if 2000 <= moment.year <= 2200 else None
+    return (moment.year, moment.month)
 
 
 def seconds_of_id(execution_id: str) -> int:
