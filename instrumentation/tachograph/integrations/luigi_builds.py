@@ -110,8 +110,7 @@ class Build:
         work, self.work = self.work, None
         if work is None:
             return None
-        resources = work.used()
-        work.leave()
+        resources = work.leave()
         return resources
 
     def end(self, error: BaseException | str | None) -> None:
