@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import importlib.util
 import itertools
 import logging
 import os
@@ -18,7 +19,6 @@ from typing import Any, Final
 
 import pytest
 from tests.engines import processes
-from tests.integrations import plays
 from tests.integrations.plays import HOOKS, PLAYS, WORK, Stage
 
 import tachograph
@@ -120,7 +120,8 @@ def quietly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def engines() -> dict[str, Callable[[Stage], list[int]]]:
     """Those that can run here."""
-    return PLAYS if processes.has_redis() else {name: play for name, play in PLAYS.items() if name != "rq"}
+    needs = {"rq": processes.has_redis(), "kedro": importlib.util.find_spec("kedro") is not None}
+    return {name: play for name, play in PLAYS.items() if needs.get(name, True)}
 
 
 @pytest.mark.parametrize("day", [down, hanging, moody], ids=lambda day: day.__name__)
@@ -193,6 +194,6 @@ def test_uninstrumented_nothing_is_left(engine: str, stage: Stage) -> None:
 
 
 def test_every_engine_of_this_process_is_played() -> None:
-    assert set(PLAYS) >= {module.__name__.rpartition(".")[2] for module in HOOKS if hasattr(module, "instrument")} - {
-        plays.arq_hooks.__name__.rpartition(".")[2]  # Not installed beside the others: it needs another redis.
-    }
+    names = {module.__name__.rpartition(".")[2] for module in HOOKS if hasattr(module, "instrument")}
+    # arq is not installed beside the others: it needs another redis.
+    assert set(PLAYS) >= names - {"arq"}

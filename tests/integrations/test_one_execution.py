@@ -27,7 +27,7 @@ class Sender(SpanExporter):
     """Sends spans to a service as they end, or later."""
 
     def __init__(self, address: str) -> None:
-        self._exporter = OTLPSpanExporter(f"{address}/v1/traces")
+        self._exporter: Any = OTLPSpanExporter(f"{address}/v1/traces")
         self._waiting: list[ReadableSpan] = []
         self.is_held = False
 
@@ -35,7 +35,8 @@ class Sender(SpanExporter):
         if self.is_held:
             self._waiting += spans
             return SpanExportResult.SUCCESS
-        return self._exporter.export(spans)
+        result: SpanExportResult = self._exporter.export(spans)
+        return result
 
     def release(self) -> None:
         """Send what waits."""
