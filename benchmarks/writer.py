@@ -88,11 +88,26 @@ def build_execution(workflow: str = "bench") -> list[Event]:
     return events
 
 
+def settle() -> None:
+    """Leave what was prepared to no garbage collection: it is the benchmark's, and no queue holds so much."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
+def finished_rows(count: int) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    """The rows of executions and of their steps, as the writer writes them."""
+    batch = Batch(event for _ in range(count) for event in build_execution())
+    # Numbered, or they would be in an index that is empty otherwise.
+    executions = [(*row[:-1], number) for number, row in enumerate(batch.executions.values(), 1)]
+    return executions, list(batch.steps.values())
+
+
 def recorded(database: Database) -> float:
     """Executions per second through the writer, in batches of the size that its listener queue builds."""
     writer = StoreWriter(database)
     events = [event for _ in range(EXECUTIONS) for event in build_execution()]
-    gc.collect()
+    settle()
     start = time.perf_counter()
     for i in range(0, len(events), MAX_BATCH):
         writer.apply(events[i : i + MAX_BATCH])
@@ -105,10 +120,9 @@ def inserted(database: Database) -> float:
     batches = []
     for i in range(0, EXECUTIONS, per_batch):
         count = min(per_batch, EXECUTIONS - i)
-        batch = Batch(event for _ in range(count) for event in build_execution())
-        batches.append((list(batch.executions.values()), list(batch.steps.values())))
+        batches.append(finished_rows(count))
     texts = [str(insert(rows.table).compile(dialect=database.dialect)) for rows in (EXECUTION_ROWS, STEP_ROWS)]
-    gc.collect()
+    settle()
     start = time.perf_counter()
     for executions, steps in batches:
 
@@ -123,11 +137,8 @@ def inserted(database: Database) -> float:
 def copied(database: Database) -> float:
     """The same by PostgreSQL's COPY."""
     per_batch = MAX_BATCH // (3 * STEPS + 2)
-    batches = []
-    for i in range(0, EXECUTIONS, per_batch):
-        batch = Batch(event for _ in range(min(per_batch, EXECUTIONS - i)) for event in build_execution())
-        batches.append((list(batch.executions.values()), list(batch.steps.values())))
-    gc.collect()
+    batches = [finished_rows(min(per_batch, EXECUTIONS - i)) for i in range(0, EXECUTIONS, per_batch)]
+    settle()
     start = time.perf_counter()
     for batch_rows in batches:
 

@@ -165,3 +165,25 @@ def test_bars_hold_every_value_once_and_are_few(values: list[float], most: int) 
     assert bars == sorted(bars)
     for value in values:
         assert any(low < value <= high or (value <= ZERO_THRESHOLD and high == 0) for low, high, _ in bars)
+
+
+@given(value_lists | st.lists(durations), st.booleans())
+def test_counting_many_values_is_counting_each(values: list[float], is_coarse: bool) -> None:
+    one_by_one, at_once = ExponentialHistogram(), ExponentialHistogram()
+    for histogram in (one_by_one, at_once):
+        for power in range(-500, 500) if is_coarse else ():
+            histogram.observe(2.0**power)
+    for value in values:
+        one_by_one.observe(value)
+    at_once.observe_all(values)
+    assert at_once == one_by_one
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_of_many_values_all_are_counted_or_none(value: float) -> None:
+    histogram = ExponentialHistogram()
+    with pytest.raises(ValueError, match="not a finite number"):
+        histogram.observe_all([1.0, value, 2.0])
+    assert histogram.count == 0
+    histogram.observe_all([-1.0, 0.0, 2.0])
+    assert histogram == ExponentialHistogram.of([-1.0, 0.0, 2.0])

@@ -7,6 +7,8 @@ integer or an exact sum, so the order of adding does not matter, not even in the
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
+from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 import msgspec
@@ -102,6 +104,16 @@ class Distribution:
         index = bisect_left(DURATION_BUCKETS, seconds)
         classic[index] = classic.get(index, 0) + 1
         return index
+
+    def observe_all_ns(self, values_ns: Sequence[int]) -> list[int]:
+        """Count times, as `observe_ns` would one by one. Returns the classic bucket of each."""
+        seconds = [value / _NS if value > 0 else 0.0 for value in values_ns]
+        self.total += sum([value for value in values_ns if value > 0])  # type: ignore[operator]
+        self.native.observe_all(seconds)
+        indexes = [bisect_left(DURATION_BUCKETS, value) for value in seconds]
+        for index, count in Counter(indexes).items():
+            self.classic[index] = self.classic.get(index, 0) + count
+        return indexes
 
     def observe_zeros(self, times: int) -> None:
         """Count zero a number of times."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import msgspec
@@ -13,6 +13,7 @@ from tests.store.test_rollups import a_run, differing, plain
 
 from tachograph.events import (
     Event,
+    ExecutionFinished,
     ExecutionQueued,
     ExecutionStarted,
     ExecutionStatus,
@@ -21,7 +22,7 @@ from tachograph.events import (
     StepFinished,
 )
 from tachograph_exporter.store.database import Database
-from tachograph_exporter.store.rollups import counting
+from tachograph_exporter.store.rollups import fresh
 from tachograph_exporter.store.rollups.rebuild import workflows_with_executions
 from tachograph_exporter.store.series.recount import recount_one
 from tachograph_exporter.store.writer import StoreWriter
@@ -44,6 +45,26 @@ def used(rng: random.Random, run: list[Event]) -> list[Event]:
     ]
 
 
+def shifted(run: list[Event]) -> list[Event]:
+    """The run, with a clock that was set back while its steps ran."""
+    return [
+        msgspec.structs.replace(event, started_ns=event.time_ns + 7, queue_ns=5, dependency_ns=3, last_queue_ns=5)
+        if isinstance(event, StepFinished)
+        else event
+        for event in run
+    ]
+
+
+def off_path(run: list[Event]) -> list[Event]:
+    """The run, of whose steps only the last is on the critical path."""
+    return [
+        msgspec.structs.replace(event, critical_path=event.critical_path[-1:])
+        if isinstance(event, ExecutionFinished)
+        else event
+        for event in plain(run)
+    ]
+
+
 def check(database: Database) -> None:
     assert differing(database) == 0
     for key in database.look(workflows_with_executions):
@@ -59,22 +80,26 @@ def test_what_is_in_a_batch_alone_is_counted_as_if_it_were_read(
     def runs(count: int) -> list[list[Event]]:
         statuses = (ExecutionStatus.COMPLETED, ExecutionStatus.COMPLETED, ExecutionStatus.FAILED)
         made = [a_run(rng, time.time() - rng.random() * 40_000, rng.choice(statuses)) for _ in range(count)]
-        return [used(rng, plain(run)) if number % 3 else run for number, run in enumerate(made)]
+        kinds: tuple[Callable[[list[Event]], list[Event]], ...]
+        kinds = (lambda run: run, lambda run: used(rng, plain(run)), lambda run: shifted(plain(run)), plain, off_path)
+        return [kinds[number % len(kinds)](run) for number, run in enumerate(made)]
 
     for each in (writer, other):
         each.apply(runs(1)[0])
-    counted: list[int] = []
-    whole = counting.fresh
+    counted, by_column = list[int](), list[int]()
+    whole = fresh.fresh
 
-    def noting(*arguments: object) -> counting.Fresh:
-        fresh: counting.Fresh = whole(*arguments)  # type: ignore[arg-type]
-        counted.append(len(fresh.executions))
-        return fresh
+    def noting(*arguments: object) -> fresh.Fresh:
+        found: fresh.Fresh = whole(*arguments)  # type: ignore[arg-type]
+        counted.append(len(found.executions))
+        by_column.append(sum(map(len, found.plain)))
+        return found
 
-    monkeypatch.setattr(counting, "fresh", noting)
+    monkeypatch.setattr(fresh, "fresh", noting)
     many = runs(80)
     writer.apply([event for run in many for event in run])
     assert sum(counted) > 10
+    assert sum(by_column) > 20
     check(database)
 
     # Of some, steps and what they reported came first, from another process; and the whole batch comes twice.

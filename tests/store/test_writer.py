@@ -8,6 +8,7 @@ import sqlite3
 import threading
 from collections.abc import Sequence
 from contextlib import closing
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from tachograph.events import (
 )
 from tachograph.identity import workspace_id
 from tachograph_exporter.store import executions as execution_rows
+from tachograph_exporter.store import partitions
 from tachograph_exporter.store.batch import Batch
 from tachograph_exporter.store.database import Database, prepare
 from tachograph_exporter.store.merging import execution_rank, step_rank
@@ -345,3 +347,12 @@ def test_who_recorded_an_execution_owns_it_though_its_spans_came_first(
             assert run.execution.process == owners[1]
     finally:
         database.close()
+
+
+def test_an_id_of_a_far_future_is_of_no_month() -> None:
+    assert partitions.month_of_id("ffffffff-ffff-7fff-bfff-ffffffffffff") is None
+    assert partitions.month_of_id("01a22cff-53zz-7a9e-a417-fdb1a04911a9") is None
+    ends = {datetime(2026, 12, 1, tzinfo=UTC): (2026, 12), datetime(2026, 11, 30, 23, 59, 59, 999_000, UTC): (2026, 11)}
+    for moment, month in ends.items():
+        millis = f"{round(moment.timestamp() * 1000):012x}"
+        assert partitions.month_of_id(f"{millis[:8]}-{millis[8:]}-7a9e-a417-fdb1a04911a9") == month

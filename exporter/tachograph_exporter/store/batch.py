@@ -107,24 +107,31 @@ class Batch:
         """What of their inputs was noted."""
         events = list(events)
         refs = self.refs
+        # The end of a step that never retried repeats everything its earlier events said; unless another process did.
+        ended_first: set[str] = set()
+        latest: ExecutionRef | None = None
+        is_reported = any_reported = False
         for event in events:
             ref = event.execution
-            known = refs.setdefault(ref.execution_id, ref)
-            if known is not ref and (known.workflow_id, known.workspace) != (ref.workflow_id, ref.workspace):
-                self.is_contradictory = True
-        # The end of a step that never retried repeats everything its earlier events said; unless another process did.
-        ended_first = {
-            event.step.span_id
-            for event in events
-            if type(event) is StepFinished and event.attempt == 1 and event.step.execution.origin is not Origin.REPORTED
-        }
+            if ref is not latest:
+                latest = ref
+                known = refs.setdefault(ref.execution_id, ref)
+                if known is not ref and (known.workflow_id, known.workspace) != (ref.workflow_id, ref.workspace):
+                    self.is_contradictory = True
+                is_reported = ref.origin is Origin.REPORTED
+                any_reported |= is_reported
+            if type(event) is StepFinished and event.attempt == 1 and not is_reported:
+                ended_first.add(event.step.span_id)
+        fold = Batch.add if any_reported else _fold
         for event in events:
             kind = type(event)
-            if kind in _OF_REPETITIONS and event.step.folded_as is not None:  # type: ignore[union-attr]
-                continue
-            if (kind is StepStarted or kind is StepReady) and event.step.span_id in ended_first:  # type: ignore[union-attr]
-                continue
-            self.add(event)
+            if kind in _OF_REPETITIONS:
+                step: StepRef = event.step  # type: ignore[union-attr]
+                if step.folded_as is not None:
+                    continue
+                if (kind is StepStarted or kind is StepReady) and step.span_id in ended_first:
+                    continue
+            fold(self, event)
 
     @property
     def touched(self) -> set[str]:
@@ -159,7 +166,7 @@ class Batch:
         """Fold one event in; none of a repetition that shares its row."""
         if event.execution.origin is Origin.REPORTED:
             self.reported.add(event.execution.execution_id)
-        _FOLD[type(event)](self, event)
+        _fold(self, event)
 
     def _execution(self, ref: ExecutionRef, row: tuple[Any, ...]) -> None:
         self.workflows.setdefault((ref.workspace, ref.project, ref.workflow_id), ref)
@@ -262,18 +269,25 @@ class Batch:
 
     def step_finished(self, event: StepFinished) -> None:
         # Not `_step_row`: every step ends here, so this is the hot path.
-        step, status, failure = event.step, event.status, event.failure
-        execution_id, step_id, attempt = step.execution.execution_id, step.step_id, event.attempt
+        step, status, failure, attempt = event.step, event.status, event.failure, event.attempt
+        execution_id, step_id = step.execution.execution_id, step.step_id
+        started: int | None = event.started_ns
+        attempt_started: int | None = event.attempt_started_ns
+        if not attempt:
+            # Taken back before it started: no attempt was made.
+            started = attempt_started = None
+        error_type, error_message, error_stack = _NO_ERROR
+        if failure is not None:
+            error_type, error_message, error_stack = failure.type[:300], failure.message, failure.stack
         row = (
             execution_id, step_id, step.name, step.step_type, step.step_order, step.index, step.parent_step_id,
             step.span_id, step.parent_span_id,
             _encode(step.depends_on).decode() if step.depends_on else _NO_DEPENDENCIES,
             step_rank(status, attempt), status._value_, attempt,
             event.started_ns - event.queue_ns if attempt == 1 else None,
-            # Taken back before it started: no attempt was made.
-            *((event.started_ns, event.attempt_started_ns) if attempt else (None, None)), event.time_ns,
+            started, attempt_started, event.time_ns,
             event.dependency_ns, event.queue_ns, event.backoff_ns, event.run_ns,
-            *(_NO_ERROR if failure is None else (failure.type[:300], failure.message, failure.stack)),
+            error_type, error_message, error_stack,
             None, event.inputs, event.output, step.child_execution_id, step.dependency_count, event.unaccounted_ns,
             None, None, step.map_index, None if event.resources is None else _resources(event.resources),
             event.scheduled_ns,
@@ -372,6 +386,10 @@ _FOLD: Final = cast(
         StepLines: Batch.step_lines,
     },
 )
+
+
+def _fold(batch: Batch, event: Event) -> None:
+    _FOLD[type(event)](batch, event)
 
 
 _OF_REPETITIONS: Final = frozenset(

@@ -43,7 +43,7 @@ FIRST_TERMINAL_RANK: Final = 10
 FIRST_TERMINAL_STEP_RANK: Final = _LOST_STEP
 """Rows of this rank and above have ended."""
 _TERMINAL_STEP_RANKS: Final = {
-    status: _LOST_STEP if status is StepStatus.LOST else _ENDED_STEP + order
+    status._value_: _LOST_STEP if status is StepStatus.LOST else _ENDED_STEP + order
     for status, order in _STEP_ORDER.items()
     if status.is_terminal
 }
@@ -75,7 +75,8 @@ def execution_rank(status: ExecutionStatus) -> int:
 
 def step_rank(status: StepStatus, attempt: int) -> int:
     """Higher is newer: by attempt (running before retrying), then ``lost``, then the outcomes."""
-    ended = _TERMINAL_STEP_RANKS.get(status)
+    # By its text: the hash of a member is computed in Python each time.
+    ended = _TERMINAL_STEP_RANKS.get(status._value_)
     if ended is not None:
         return ended
     return attempt * 2 + (status is StepStatus.RETRYING)
@@ -95,12 +96,26 @@ class Rows:
         self.key = [self.columns.index(column.name) for column in table.primary_key]
         self._rules: list[Merge] = [column.info["merge"] for column in table.columns]
         self._rank = self.columns.index("rank") if "rank" in self.columns else None
+        self._newest = [i for i, rule in enumerate(self._rules) if rule is Merge.NEWEST]
+        self._first = [i for i, rule in enumerate(self._rules) if rule is Merge.FIRST]
+        self._others = [
+            (i, rule) for i, rule in enumerate(self._rules) if rule not in (Merge.KEEP, Merge.NEWEST, Merge.FIRST)
+        ]
         self._upserts: dict[str, str] = {}
 
     def merge(self, old: Sequence[Any], new: Sequence[Any]) -> tuple[Any, ...]:
         """The row that `upsert` leaves when ``new`` meets ``old``."""
-        is_newer = self._rank is not None and new[self._rank] > old[self._rank]
-        return tuple(_merge(rule, a, b, is_newer) for rule, a, b in zip(self._rules, old, new, strict=True))
+        merged = list(old)
+        if self._rank is not None and new[self._rank] > old[self._rank]:
+            for i in self._newest:
+                merged[i] = new[i]
+        for i in self._first:
+            if merged[i] is None:
+                merged[i] = new[i]
+        for i, rule in self._others:
+            if (value := new[i]) != merged[i]:
+                merged[i] = _merge(rule, merged[i], value)
+        return tuple(merged)
 
     def upsert(self, dialect: Dialect) -> str:
         """SQL that inserts a row or merges it into the existing row; for the driver's ``executemany``."""
@@ -137,17 +152,14 @@ class Rows:
         return str(statement.compile(dialect=dialect))
 
 
-def _merge(rule: Merge, old: Any, new: Any, is_newer: bool) -> Any:
-    if rule is Merge.FIRST:
-        return new if old is None else old
+def _merge(rule: Merge, old: Any, new: Any) -> Any:
+    """Two values that differ, by a rule other than `Merge.KEEP`, `Merge.FIRST` and `Merge.NEWEST`."""
     if rule is Merge.OWNER:
         return new if new is not None and old in (None, INGESTED_PROCESS) else old
-    if rule is Merge.NEWEST:
-        return new if is_newer else old
     if rule is Merge.LOWEST:
         return new if old is None else old if new is None else min(old, new)
     if rule is Merge.HIGHEST:
         return max(old, new)
-    if rule is Merge.UNION and new not in (old, "[]"):
-        return new if old == "[]" else encode_ids(sorted({*decode_ids(old), *decode_ids(new)}))
-    return old
+    if new == "[]":
+        return old
+    return new if old == "[]" else encode_ids(sorted({*decode_ids(old), *decode_ids(new)}))

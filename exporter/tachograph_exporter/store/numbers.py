@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, bindparam, delete, insert, select, text, update
 
 from tachograph_exporter.store import locking
+from tachograph_exporter.store.driver_select import IDS, DriverSelect
 from tachograph_exporter.store.schema import EXECUTION_ROWS, execution_numbers, workflow_executions
 
 _CHUNK: Final = 500
@@ -24,8 +25,10 @@ if EXECUTION_ROWS.columns[-1] != "number":
 
 _executions = workflow_executions.c
 _numbers = execution_numbers.c
-_STORED: Final = select(_executions.execution_id, _executions.workflow_id, _executions.number).where(
-    _executions.execution_id.in_(bindparam("ids", expanding=True))
+_STORED: Final = DriverSelect(
+    select(_executions.execution_id, _executions.workflow_id, _executions.number).where(
+        _executions.execution_id.in_(bindparam(IDS, expanding=True))
+    )
 )
 _LAST: Final = select(_numbers.workflow_id, _numbers.last).where(
     _numbers.workflow_id.in_(bindparam("ids", expanding=True))
@@ -60,11 +63,11 @@ def of_stored(connection: Connection, execution_ids: Collection[str]) -> dict[st
 def _rows(connection: Connection, execution_ids: Collection[str]) -> list[Any]:
     ids = sorted(execution_ids)
     chunks = (ids[i : i + _CHUNK] for i in range(0, len(ids), _CHUNK))
-    return [row for chunk in chunks for row in connection.execute(_STORED, {"ids": chunk})]
+    return [row for chunk in chunks for row in _STORED.rows(connection, chunk)]
 
 
 def _numbers_of(rows: Iterable[Any]) -> dict[str, Numbered]:
-    return {row.execution_id: Numbered(row.workflow_id, row.number) for row in rows if row.number is not None}
+    return {row[0]: Numbered(row[1], row[2]) for row in rows if row[2] is not None}
 
 
 def assign(
@@ -78,7 +81,7 @@ def assign(
     new: set[str] = set()
     if numbered is None:
         stored = _rows(connection, rows)
-        new = rows.keys() - {row.execution_id for row in stored}
+        new = rows.keys() - {row[0] for row in stored}
         numbered = _numbers_of(stored)
     unnumbered: dict[str, list[str]] = {}
     for execution_id, row in rows.items():

@@ -7,6 +7,7 @@ month. Other ids go to the default partition, or by chance to a month's, so a pa
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -27,6 +28,8 @@ PARTITIONED: Final = (
 
 Month = tuple[int, int]
 """(year, month) in UTC."""
+_DAY_MILLIS: Final = 86_400_000
+_MAX_DAY: Final = 365 * 300
 
 
 def month_of_id(execution_id: str) -> Month | None:
@@ -34,11 +37,17 @@ def month_of_id(execution_id: str) -> Month | None:
     if len(execution_id) != 36 or execution_id[14] != "7":
         return None
     try:
-        millis = int(execution_id[:8] + execution_id[9:13], 16)
+        return _month_of_day(int(execution_id[:8] + execution_id[9:13], 16) // _DAY_MILLIS)
     except ValueError:
         return None
-    moment = datetime.fromtimestamp(millis / 1000, UTC)
+
+
+@functools.lru_cache(4096)
+def _month_of_day(day: int) -> Month | None:
     # Outside these years it is not one of ours, or a clock was wrong.
+    if day > _MAX_DAY:
+        return None
+    moment = datetime.fromtimestamp(day * 86_400, UTC)
     return (moment.year, moment.month) if 2000 <= moment.year <= 2200 else None
 
 

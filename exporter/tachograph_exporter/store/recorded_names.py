@@ -6,9 +6,10 @@ say. Values that are other ones in every execution are left out; readers look th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from operator import itemgetter
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 
 from sqlalchemy import Connection
 from sqlalchemy.engine import Dialect
@@ -59,6 +60,8 @@ _ROOT: Final = 2
 _INTERNAL: Final = 1
 _RESOURCE: Final = {"service.name": RECORDED_SERVICE}
 _MAX_ROWS: Final = 100_000
+Place: TypeAlias = tuple[str, str]
+"""An execution, and a step of it ("": the execution itself), by id."""
 _ROWS: Final[Day] = ("", 0)
 """Stands for the days of rows."""
 
@@ -73,34 +76,47 @@ _STEP_ID, _STATUS, _ATTEMPT, _ERROR, _STARTED, _ATTEMPT_STARTED, _FINISHED = _pl
 )
 _OF_EXECUTION: Final = itemgetter(*_places(EXECUTION_ROWS, "workflow_id", "version", "status", "error_type"))
 _OF_ATTEMPT: Final = itemgetter(*_places(ATTEMPT_ROWS, "step_id", "attempt", "status", "error_type"))
-_STEP_PLACES: Final = 5
 (_CREATED,) = _places(EXECUTION_ROWS, "created_ns")
 (_BEGAN,) = _places(ATTEMPT_ROWS, "started_ns")
 
 
-def _rows_of(batch: Batch) -> set[tuple[Any, ...]]:
-    """All that says what the spans of these rows say, but for times and ids, with their days."""
-    steps = batch.steps.values()
+def _of_steps(batch: Batch) -> set[tuple[Any, ...]]:
+    """All that says what the spans of steps say, but for times and ids, with their days."""
     # Nearly all rows are of this kind, so it is one pass without calls.
-    rows: set[tuple[Any, ...]] = {
+    return {
         (row[_STARTED] // DAY_NS, row[_STEP_ID], row[_STATUS], row[_ATTEMPT], row[_ERROR])
-        for row in steps
+        for row in batch.steps.values()
         if row[_STARTED] is not None
     }
-    for row in steps:
+
+
+def _of_others(batch: Batch) -> Iterator[tuple[tuple[Any, ...], Place]]:
+    """The same of executions, attempts, costs and steps that have not started, with where each is said."""
+    for row in batch.steps.values():
         if row[_STARTED] is None:
             time_ns = row[_ATTEMPT_STARTED] or row[_FINISHED]
             # What waits has no span.
             if time_ns is not None:
-                rows.add((time_ns // DAY_NS, row[_STEP_ID], row[_STATUS], row[_ATTEMPT], row[_ERROR]))
+                yield (time_ns // DAY_NS, row[_STEP_ID], row[_STATUS], row[_ATTEMPT], row[_ERROR]), row[:2]
     for row in batch.executions.values():
-        rows.add((row[_CREATED] // DAY_NS, _OF_EXECUTION(row)))
+        yield (row[_CREATED] // DAY_NS, _OF_EXECUTION(row)), (row[0], "")
     for row in batch.attempts.values():
-        rows.add((row[_BEGAN] // DAY_NS, _OF_ATTEMPT(row)))
+        yield (row[_BEGAN] // DAY_NS, _OF_ATTEMPT(row)), row[:2]
     for row in batch.reports:
         if row[4] == "cost":
-            rows.add((row[5] // DAY_NS, row[6], bool(row[8]), bool(row[9] or row[10])))
-    return rows
+            workspace = batch.refs[row[0]].workspace
+            yield (row[5] // DAY_NS, workspace, row[6], bool(row[8]), bool(row[9] or row[10])), row[:2]
+
+
+def _said_by(batch: Batch, new: AbstractSet[tuple[Any, ...]]) -> dict[tuple[Any, ...], Place]:
+    """Where some of it is said: of all that say the same, the first."""
+    places: dict[tuple[Any, ...], Place] = {}
+    for row in batch.steps.values() if new else ():
+        if row[_STARTED] is not None:
+            said = (row[_STARTED] // DAY_NS, row[_STEP_ID], row[_STATUS], row[_ATTEMPT], row[_ERROR])
+            if said in new:
+                places.setdefault(said, row[:2])
+    return places
 
 
 class RecordedNames:
@@ -118,16 +134,21 @@ class RecordedNames:
         notes = self._index.begin()
         if self._epoch != self._index.epoch or len(self._rows) > _MAX_ROWS:
             self._rows, self._epoch = set(), self._index.epoch
-        fresh = _rows_of(batch) - self._rows
-        if not fresh:
+        new = _said_by(batch, _of_steps(batch) - self._rows)
+        for said, place in _of_others(batch):
+            if said not in self._rows:
+                new.setdefault(said, place)
+        if not new:
             return None
-        notes.shapes += [(_ROWS, row) for row in fresh]
-        # Of steps that say nothing new, no event is looked at.
-        step_ids = {row[1] for row in fresh}
-        is_of_steps_only = all(len(row) == _STEP_PLACES for row in fresh)
+        notes.shapes += [(_ROWS, said) for said in new]
+        # What many say is looked for in the events of one of them. Those of an execution are all of it.
+        places = set(new.values())
         for event in events:
-            if is_of_steps_only and ((step := getattr(event, "step", None)) is None or step.step_id not in step_ids):
-                continue
+            execution_id = event.execution.execution_id
+            if (execution_id, "") not in places:
+                step = getattr(event, "step", None)
+                if step is None or (execution_id, step.step_id) not in places:
+                    continue
             note = _NOTES.get(type(event))
             if note is not None and event.execution.origin is not Origin.INGESTED:
                 note(self, notes, event)

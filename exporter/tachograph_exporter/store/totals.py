@@ -20,6 +20,7 @@ from tachograph.events import Folded, FoldedRuns
 from tachograph.exact_sum import ExactSum, billionths
 from tachograph.histogram import ExponentialHistogram
 from tachograph.resources import Resources, UseTotals, decoded, total_of
+from tachograph_exporter.store.plain_steps import PlainSteps
 
 NANO: Final = 1_000_000_000
 _MAX_INTEGER: Final = (1 << 64) - 1
@@ -65,6 +66,16 @@ class Totals:
             self.last_ns = ended_ns
         self.sum_ns += duration_ns
         durations.observe(duration_ns / NS)
+
+    def observe_all(self, durations_ns: Sequence[int], durations: ExponentialHistogram, last_ns: int) -> None:
+        """Count many: their durations, none of them negative, also as a histogram, and when the last of them ended."""
+        low = min(durations_ns)
+        if low < self.min_ns or not self.durations.count:
+            self.min_ns = low
+        self.max_ns = max(self.max_ns, max(durations_ns))
+        self.last_ns = max(self.last_ns, last_ns)
+        self.sum_ns += sum(durations_ns)
+        self.durations.merge(durations)
 
     @classmethod
     def of_folded(cls, runs: FoldedRuns) -> Totals:
@@ -335,6 +346,25 @@ class WorkflowTotals:
         if attempt > 1:
             totals.retries += attempt - 1
             _of_status(self.executions, execution_status).retries += attempt - 1
+
+    def add_plain_steps(self, steps: PlainSteps) -> None:
+        """Count many steps of ended executions, as `add_step` would one by one."""
+        of_step = self.steps.get(steps.name)
+        if of_step is None:
+            of_step = self.steps[steps.name] = StepTotals()
+        totals = _of_status(of_step.by_status, steps.status)
+        totals.observe_all(steps.durations_ns, steps.durations.native, max(steps.finished_ns))
+        totals.critical_ns += steps.critical_ns
+        totals.dependency_ns += sum(steps.dependency_ns)
+        totals.queue_ns += sum(steps.queue_ns)
+        totals.backoff_ns += steps.backoff_ns
+        totals.run_ns += steps.run_ns
+        totals.unaccounted_ns += sum(steps.unaccounted_ns)
+        totals.scheduled_ns += sum(steps.scheduled_ns)
+        if steps.uses:
+            use = of_step.use(steps.status)
+            for resources, run_ns in steps.uses:
+                use.observe(resources, run_ns)
 
     def _add_folded(self, name: str, folded: Folded, on_critical_path: bool, execution_status: str) -> None:
         step = self.steps.setdefault(name, StepTotals())

@@ -48,7 +48,7 @@ from tachograph_exporter.store.input_values import InputValues
 from tachograph_exporter.store.inserting import insert_many, insert_new
 from tachograph_exporter.store.locking import Claim
 from tachograph_exporter.store.recorded_names import RecordedNames
-from tachograph_exporter.store.rollups import counting, folding
+from tachograph_exporter.store.rollups import counting, folding, fresh
 from tachograph_exporter.store.schema import (
     ATTEMPT_ROWS,
     EXECUTION_ROWS,
@@ -65,7 +65,7 @@ log = logging.getLogger(__name__)
 quiet = QuietLog(log)
 
 _T = TypeVar("_T")
-_OF_EXECUTIONS: Final = (ExecutionQueued, ExecutionStarted, ExecutionFinished)
+_OF_EXECUTIONS: Final = frozenset({ExecutionQueued, ExecutionStarted, ExecutionFinished})
 _OPEN_SECONDS: Final = LEASE_SECONDS / 3
 _MAX_OPEN: Final = 10_000
 _WATERMARK_SECONDS: Final = 1.0
@@ -153,8 +153,13 @@ class StoreWriter:
 
         Where these events need what only one may do, write alone at once.
         """
-        if any(isinstance(event, _OF_EXECUTIONS) and self._is_new(event.execution) for event in events):
-            locking.lock(connection)
+        latest: ExecutionRef | None = None
+        for event in events:
+            if type(event) in _OF_EXECUTIONS and (ref := event.execution) is not latest:
+                latest = ref
+                if self._is_new(ref):
+                    locking.lock(connection)
+                    break
         locking.share(connection)
         locking.claim(connection, Claim.WRITER, (self._id,))
 
@@ -284,13 +289,13 @@ class StoreWriter:
         return self._count(connection, before, batch.ended, counted_before, frozenset(), failed, fresh)
 
     @staticmethod
-    def _fresh(connection: Connection, batch: Batch, new: AbstractSet[str]) -> counting.Fresh:
+    def _fresh(connection: Connection, batch: Batch, new: AbstractSet[str]) -> fresh.Fresh:
         """The executions of a batch that have begun and ended in it."""
         ended = (batch.ended & new) - batch.reported
         if not ended:
-            return counting.NOTHING_FRESH
+            return fresh.NOTHING_FRESH
         others = {key[0] for key in batch.attempts} | {row[0] for row in batch.reports}
-        return counting.fresh(connection, batch.executions, batch.steps.values(), others, ended)
+        return fresh.fresh(connection, batch.executions, batch.steps.values(), others, ended)
 
     def _check_owners(self, connection: Connection, batch: Batch) -> None:
         """Raises `locking.NotAlone` if an execution is another workflow's than its events say.
@@ -337,7 +342,7 @@ class StoreWriter:
         counted_before: SeriesCounter,
         unsettled: AbstractSet[str],
         failed: Mapping[str, Mapping[str, int]] | None = None,
-        fresh: counting.Fresh = counting.NOTHING_FRESH,
+        fresh: fresh.Fresh = fresh.NOTHING_FRESH,
     ) -> Counted:
         """Count executions that ended, in the rollups. Returns what they add to the series of ``/metrics``.
 

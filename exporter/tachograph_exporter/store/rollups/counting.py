@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from operator import itemgetter
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
 
 import msgspec
-from sqlalchemy import BigInteger, ColumnElement, Connection, and_, bindparam, case, func, select, union_all
+from sqlalchemy import BigInteger, ColumnElement, Connection, and_, bindparam, case, func, select
 from sqlalchemy import cast as cast_to
 
 from tachograph.critical_path import critical_path
 from tachograph_exporter.store.merging import FIRST_TERMINAL_RANK, FIRST_TERMINAL_STEP_RANK
+from tachograph_exporter.store.plain_steps import PlainSteps
+from tachograph_exporter.store.rollups.fresh import NOTHING_FRESH, Fresh, plain_steps
 from tachograph_exporter.store.rollups.periods import bucket_of
 from tachograph_exporter.store.schema import (
-    EXECUTION_ROWS,
-    STEP_ROWS,
     store_state,
     workflow_executions,
     workflow_step_attempts,
     workflow_step_executions,
     workflow_step_reports,
 )
-from tachograph_exporter.store.state import RESOURCES_SINCE, state_of
+from tachograph_exporter.store.state import RESOURCES_SINCE
 from tachograph_exporter.store.steps import steps_of
 from tachograph_exporter.store.totals import CountedExecution, CountedReport, CountedStep, WorkflowTotals
 
@@ -120,65 +118,6 @@ _REPORTS_OF: Final = select(
 )  # fmt: skip
 
 
-class Fresh(NamedTuple):
-    """Executions of which all rows are written in one transaction: nothing of them has to be read back.
-
-    ``executions`` are rows as `_ENDED_EXECUTIONS` has them, ``steps`` as `_STEPS_OF`.
-    """
-
-    executions: Mapping[str, tuple[Any, ...]] = {}
-    steps: Sequence[tuple[Any, ...]] = ()
-
-
-NOTHING_FRESH: Final = Fresh()
-_OF_EXECUTION: Final = itemgetter(*(
-    EXECUTION_ROWS.columns.index(name) for name in (
-        "execution_id", "workspace_id", "workflow_id", "status", "started_ns", "finished_ns", "queued_ns", "work_ns",
-        "critical_path_ns", "critical_path", "trace_id", "span_id",
-    )
-))  # fmt: skip
-_OF_STEP: Final = itemgetter(*(
-    STEP_ROWS.columns.index(name) for name in (
-        "execution_id", "step_id", "name", "status", "started_ns", "finished_ns", "attempt", "dependency_ns",
-        "queue_ns", "backoff_ns", "run_ns", "unaccounted_ns", "scheduled_ns", "folded", "resources", "span_id",
-        "skip_reason",
-    )
-))  # fmt: skip
-_PATH: Final = EXECUTION_ROWS.columns.index("critical_path")
-_RANK: Final = STEP_ROWS.columns.index("rank")
-_FINISHED, _RESOURCES = 5, 14
-_PARTS: Final = union_all(*[
-    select(table.c.execution_id).where(table.c.execution_id.in_(bindparam("ids", expanding=True)))
-    for table in (workflow_step_executions, workflow_step_attempts, workflow_step_reports)
-])  # fmt: skip
-
-
-def fresh(
-    connection: Connection,
-    executions: Mapping[str, tuple[Any, ...]],
-    steps: Iterable[tuple[Any, ...]],
-    others: AbstractSet[str],
-    ended: AbstractSet[str],
-) -> Fresh:
-    """Those of the executions that ended, and of which nothing is stored, from the rows that are going to be.
-
-    ``others``: executions that have further rows. The caller has claimed their workflows.
-    """
-    ids = {key for key in ended - others if executions[key][_PATH] is not None}
-    for chunk in _chunks(ids) if ids else ():
-        # Steps may have been told of before their execution was.
-        ids.difference_update(connection.execute(_PARTS, {"ids": chunk}).scalars())
-    if not ids:
-        return NOTHING_FRESH
-    rows = [_OF_STEP(row) for row in steps if row[0] in ids and row[_RANK] >= FIRST_TERMINAL_STEP_RANK]
-    if any(row[_RESOURCES] is not None for row in rows):
-        since = int(state_of(connection, RESOURCES_SINCE) or 0)
-        rows = [
-            row if (row[_FINISHED] or 0) >= since else (*row[:_RESOURCES], None, *row[_RESOURCES + 1 :]) for row in rows
-        ]
-    return Fresh({key: _OF_EXECUTION(executions[key]) for key in ids}, rows)
-
-
 _decode_ids: Final = msgspec.json.Decoder(list[str]).decode
 _decode_steps: Final = msgspec.json.Decoder(list[tuple[Any, ...]]).decode
 
@@ -211,6 +150,9 @@ class Observer(Protocol):
 
     def step(self, row: CountedStepRow) -> None:
         """A step of one of them."""
+
+    def plain_steps(self, key: Key, steps: PlainSteps, executions: Mapping[str, ExecutionRow]) -> None:
+        """Steps of some of ``executions``, all of one workflow."""
 
     def report(self, execution_id: str, report: CountedReport) -> None:
         """A report of a step of one of them."""
@@ -321,6 +263,7 @@ def count(
         if observer is not None:
             observer.executions(connection, executions, has_attempts=False)
         _count_steps(((*row[:_EARLIER], (), *row[_EARLIER:]) for row in fresh.steps), counted, observer)
+        _count_plain(fresh, executions, counted, observer)
     for chunk in _chunks(execution_id for execution_id in ids if execution_id not in fresh.executions):
         executions = _executions_of(connection, chunk)
         counted = _count_executions(executions, totals_of)
@@ -331,6 +274,19 @@ def count(
             counted[execution_id][0].add_report(report)
             if observer is not None:
                 observer.report(execution_id, report)
+
+
+def _count_plain(
+    fresh: Fresh, executions: Mapping[str, ExecutionRow], counted: _Counted, observer: Observer | None
+) -> None:
+    by_place = {id(totals): (executions[key].key, totals) for key, (totals, _, _) in counted.items()}
+    places = {execution_id: id(totals) for execution_id, (totals, _, _) in counted.items()}
+    critical_paths = {execution_id: row.critical_path for execution_id, row in executions.items()}
+    for place, steps in plain_steps(fresh, places, critical_paths):
+        key, totals = by_place[place]
+        totals.add_plain_steps(steps)
+        if observer is not None:
+            observer.plain_steps(key, steps, executions)
 
 
 _Counted: TypeAlias = dict[str, tuple[WorkflowTotals, str, frozenset[str]]]

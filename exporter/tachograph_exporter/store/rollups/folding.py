@@ -9,14 +9,13 @@ from typing import Any
 from sqlalchemy import Connection
 
 from tachograph_exporter.store.rollups.counting import (
-    NOTHING_FRESH,
     EndedExecution,
-    Fresh,
     Key,
     Observer,
     count,
     ended_executions,
 )
+from tachograph_exporter.store.rollups.fresh import NOTHING_FRESH, Fresh
 from tachograph_exporter.store.rollups.rows import RollupRows
 from tachograph_exporter.store.totals import WorkflowTotals
 

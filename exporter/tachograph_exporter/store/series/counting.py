@@ -15,9 +15,10 @@ from tachograph.distribution import DURATION_BUCKETS, Distribution, Sum
 from tachograph.events import Folded, FoldedMeasure, FoldedRuns
 from tachograph.exact_sum import ExactSum, billionths
 from tachograph.histogram import upper_bound
-from tachograph.resources import cpu_ns_of, decoded
+from tachograph.resources import Resources, cpu_ns_of, decoded
 from tachograph_exporter.store.failure_groups import occurrences
 from tachograph_exporter.store.merging import FIRST_TERMINAL_RANK
+from tachograph_exporter.store.plain_steps import PlainSteps
 from tachograph_exporter.store.rollups.counting import CHUNK, CountedStepRow, ExecutionRow, Key, counted_resources
 from tachograph_exporter.store.schema import series_unsettled, workflow_executions, workflow_step_attempts
 from tachograph_exporter.store.series.values import (
@@ -87,6 +88,13 @@ class _StepCounts:
             self.of(code).observe_ns(wait_ns)
         else:
             self.zeros[code] = self.zeros.get(code, 0) + 1
+
+    def wait_all(self, code: Code, waits_ns: Sequence[int]) -> None:
+        waited = [wait for wait in waits_ns if wait > 0] if any(waits_ns) else []
+        if waited:
+            self.of(code).observe_all_ns(waited)
+        if none := len(waits_ns) - len(waited):
+            self.zeros[code] = self.zeros.get(code, 0) + none
 
     def settle(self) -> None:
         """Count the waits of no time, too."""
@@ -304,6 +312,25 @@ class SeriesCounter:
             if resources is not None:
                 _count_use(counts, resources)
 
+    def plain_steps(self, key: Key, steps: PlainSteps, executions: Mapping[str, ExecutionRow]) -> None:
+        """Count many steps, as `step` would one by one. None of ``executions`` is left out."""
+        counts, (duration, attempts) = self.counted.step(key, steps.name), _codes_of(steps.status)
+        counts.of(duration).add(steps.durations)
+        newest = {bucket: i for i, bucket in enumerate(steps.classic)}
+        exemplars = counts.exemplars.setdefault(duration, {})
+        for bucket, i in newest.items():
+            trace_id = executions[steps.execution_ids[i]].trace_id
+            exemplars[bucket] = (steps.durations_ns[i], trace_id, steps.span_ids[i], steps.finished_ns[i])
+        counts.wait_all(_DEPENDENCY, steps.dependency_ns)
+        counts.wait_all(_QUEUE, steps.queue_ns)
+        counts.wait_all(_UNACCOUNTED, list(filter(None, steps.unaccounted_ns)))
+        counts.wait_all(_SCHEDULED, list(filter(None, steps.scheduled_ns)))
+        if steps.critical_ns:
+            counts.count(CRITICAL, steps.critical_ns)
+        counts.count(attempts, len(steps.durations_ns))
+        for use, _ in steps.uses:
+            _count_resources(counts, use)
+
     def report(self, execution_id: str, report: CountedReport) -> None:
         """Count a measure or cost that a step reported."""
         entry = self._executions.get(execution_id)
@@ -339,8 +366,11 @@ def attempts_of(connection: Connection, ids: Iterable[str]) -> dict[tuple[str, s
 def _count_use(counts: _StepCounts, stored: str) -> None:
     """What an attempt used, as it is stored."""
     use = decoded(stored)
-    if use is None:
-        return
+    if use is not None:
+        _count_resources(counts, use)
+
+
+def _count_resources(counts: _StepCounts, use: Resources) -> None:
     if use.cpu_seconds is not None:
         counts.of(CPU).observe_ns(cpu_ns_of(use.cpu_seconds))
     if use.peak_memory_bytes is not None and not use.is_shared:
