@@ -92,7 +92,8 @@ def services(names: list[str], directory: Path, python: str) -> Iterator[list[st
                 stack.callback(server.close)
                 addresses.append(f"{server.url}/postgres")
             else:
-                start = processes.redis(directory) if name == "redis" else processes.temporal(directory, python)
+                starts = {"redis": processes.redis, "rabbitmq": processes.rabbitmq}
+                start = starts[name](directory) if name in starts else processes.temporal(directory, python)
                 addresses.append(stack.enter_context(start))
         yield addresses
 
