@@ -13,8 +13,9 @@ import sys
 import time
 from pathlib import Path
 
-from tachograph_exporter import service
-from tachograph_exporter.cli import load, serving
+from tachograph_exporter import serving
+from tachograph_exporter.cli import load
+from tachograph_exporter.cli import serving as command
 
 EVERY_SECONDS = 0.01
 
@@ -32,7 +33,7 @@ async def watch(shared: mmap.mmap) -> None:
 async def _serve(*arguments: object) -> None:
     task = asyncio.create_task(watch(_shared))
     try:
-        await service.serve(*arguments)  # type: ignore[arg-type]
+        await serving.serve(*arguments)  # type: ignore[arg-type]
     finally:
         task.cancel()
 
@@ -42,5 +43,5 @@ if __name__ == "__main__":
     path.write_bytes(bytes(16))
     with path.open("r+b") as file:
         _shared = mmap.mmap(file.fileno(), 16)
-    setattr(serving, "serve_until_stopped", _serve)  # noqa: B010 - the command is what is measured
+    setattr(command, "serve_until_stopped", _serve)  # noqa: B010 - the command is what is measured
     load()()

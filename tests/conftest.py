@@ -140,8 +140,8 @@ class Api:
         async def nobody() -> int:
             return 0
 
-        sweep = self.service.sweep
-        self.service.sweep = nobody  # type: ignore[method-assign]
+        sweep = self.service.upkeep.sweep
+        self.service.upkeep.sweep = nobody  # type: ignore[method-assign]
         return sweep
 
 

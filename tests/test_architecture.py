@@ -44,9 +44,9 @@ FLOORS: Final[Mapping[str, int]] = {
     "tachograph_exporter.queues": 14,
     "tachograph_exporter.reading": 15, "tachograph_exporter.report_file": 15, "tachograph_exporter.mcp": 16,
     "tachograph_exporter.api": 17,
-    "tachograph_exporter.service": 18,
-    "tachograph_exporter.command": 18, "tachograph_exporter.bridges": 18, "tachograph_exporter.cli": 19,
-    "tachograph_exporter": 20, "tachograph_exporter.__main__": 21,
+    "tachograph_exporter.upkeep": 13, "tachograph_exporter.service": 18, "tachograph_exporter.serving": 19,
+    "tachograph_exporter.command": 18, "tachograph_exporter.bridges": 18, "tachograph_exporter.cli": 20,
+    "tachograph_exporter": 21, "tachograph_exporter.__main__": 22,
 }  # fmt: skip
 """How high each room stands. Rooms of one floor may not import each other, but for those named in `BESIDE`."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import tachograph
-from tachograph_exporter.service import ROUTES
+from tachograph_exporter.api.all_routes import ROUTES
 from tachograph_exporter.store.schema import metadata
 from tests.conftest import ROOT
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from tachograph_exporter.api.all_routes import ROUTES
 from tachograph_exporter.api.openapi import document
-from tachograph_exporter.service import ROUTES
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 TARGET: Final = ROOT / "instrumentation" / "tachograph" / "client" / "answers.py"

@@ -28,6 +28,7 @@ from tachograph.metrics.specs import EXPECTATION_METRICS, METRICS, QUEUE_METRICS
 from tachograph.spans.semconv import ATTRIBUTES
 from tachograph.workflow.handlers import registry
 from tachograph_exporter import handler_sources
+from tachograph_exporter.api.all_routes import ROUTES
 from tachograph_exporter.api.openapi import EXAMPLES
 from tachograph_exporter.api.problems import CODES
 from tachograph_exporter.cli import load as load_cli
@@ -36,7 +37,7 @@ from tachograph_exporter.config import Config
 from tachograph_exporter.ingest.built_in_rules import RULES
 from tachograph_exporter.ingest.lineage.vocabulary import LINEAGE_RULES
 from tachograph_exporter.ingest.rules import Kind, Role
-from tachograph_exporter.service import ROUTES, Service
+from tachograph_exporter.service import Service
 from tachograph_exporter.store import executions as execution_rows
 from tachograph_exporter.views.schemas.queues import EXAMPLE as QUEUES
 from tachograph_exporter.views.schemas.silences import EXAMPLE as SILENCE

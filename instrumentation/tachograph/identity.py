@@ -100,6 +100,7 @@ def _uuid_bytes(text: str) -> bytes:
     return uuid.UUID(text).bytes
 
 
+@functools.lru_cache(maxsize=4096)
 def reported_execution_id(workspace: str, workflow: str, run_id: str) -> str:
     """The id of the execution that an engine calls ``run_id``; the same in every process that reports it."""
     return str(uuid.uuid5(_NAMESPACE, f"{clean_name(workspace)}/reported/{clean_name(workflow)}/{run_id}"))

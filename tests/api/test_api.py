@@ -20,8 +20,8 @@ import tachograph
 from tachograph.metrics.exposition import render_gzip
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.api import scrape as scrape_module
+from tachograph_exporter.api.all_routes import ROUTES
 from tachograph_exporter.config import Config, ConfigError, parse_listen
-from tachograph_exporter.service import ROUTES
 from tachograph_exporter.views.schemas import timeline as schemas
 
 SLOW = {

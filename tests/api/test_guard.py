@@ -13,9 +13,10 @@ from tests.conftest import Api, serve
 
 from tachograph.recording import setup
 from tachograph.workflow import HandlerRegistry
+from tachograph_exporter.api.all_routes import ROUTES
 from tachograph_exporter.api.guard import find_caller
 from tachograph_exporter.config import Config, ConfigError
-from tachograph_exporter.service import ROUTES, Service
+from tachograph_exporter.service import Service
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.tokens import SCOPES, create_token, tokens
 

@@ -11,7 +11,7 @@ from tests.api.test_api import RETRY, register
 from tests.conftest import Api
 
 from tachograph_exporter.api import page
-from tachograph_exporter.service import ROUTES
+from tachograph_exporter.api.all_routes import ROUTES
 
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 # A ping changes something, also by GET.

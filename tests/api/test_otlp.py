@@ -251,7 +251,7 @@ async def test_engines_traces_become_timelines_however_they_arrive(
     async with asyncio.timeout(60):
         is_counted = False
         while not is_counted:
-            due = await api.service.reassemble_due_traces()
+            due = await api.service.upkeep.reassemble_due_traces()
             is_counted = not due and bool((await counted(api))["workflow_execution_duration_seconds_count"])
             await asyncio.sleep(0.05)
     attempts = sum(count for _, count in steps.values())

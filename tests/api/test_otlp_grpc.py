@@ -32,7 +32,8 @@ from tachograph_exporter.api import grpc_reads, otlp_grpc
 from tachograph_exporter.config import Config, ConfigError
 from tachograph_exporter.ingest import receiver
 from tachograph_exporter.ingest.envelope import field
-from tachograph_exporter.service import CannotListen, Service, serve
+from tachograph_exporter.service import CannotListen, Service
+from tachograph_exporter.serving import serve
 
 EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 LOCAL = ("127.0.0.1", 0)

@@ -100,7 +100,7 @@ async def test_a_run_that_is_silent_for_hours_is_not_lost(api: Api) -> None:
     await ping(api, "slow/start")
     await ping(api, "slow/7/start")
     for _ in range(3):
-        assert await api.service.sweep() == 0
+        assert await api.service.upkeep.sweep() == 0
     later = recovery.PING_LEASE_SECONDS * 1e9
     rows = await api.service.database.read(lambda c: recovery.find_lost(c, 1 << 62))
     assert len(rows) == 2, later

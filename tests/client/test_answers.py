@@ -6,8 +6,8 @@ import msgspec
 from tools.client_answers import ROOTS, TARGET, source
 
 from tachograph.client import answers
+from tachograph_exporter.api.all_routes import ROUTES
 from tachograph_exporter.api.openapi import document
-from tachograph_exporter.service import ROUTES
 from tachograph_exporter.views.schemas.why import WhyAnswer
 
 

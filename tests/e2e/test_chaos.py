@@ -21,7 +21,7 @@ async def test_whatever_fails_what_was_acknowledged_is_there_once(
 ) -> None:
     if shutil.which("faketime") is None:
         pytest.skip("needs faketime (apt-get install faketime)")
-    verdict = await World(tmp_path, kind).run(8, first)
+    verdict = await World(tmp_path, kind).run(3, first)
     assert verdict.wrongs == [], verdict.table()
     assert verdict.counts["acknowledged"] >= MIN_ACKNOWLEDGED, verdict.counts
     assert verdict.counts["traces"] >= MIN_TRACES, verdict.counts

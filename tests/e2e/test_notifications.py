@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from tests.e2e.alertmanager import alertmanager
 from tests.e2e.conftest import eventually, get
 from tests.e2e.gauges import Gauges
+from tests.e2e.tsdb import create_block
 from tools.dashboard_load import write_fast_rules
 
 from tachograph.metrics.specs import LAST_FAILURE, LAST_SUCCESS
@@ -51,12 +51,7 @@ def test_each_workflow_is_notified_of_what_it_is_and_of_nothing_else(
     prometheus: Callable[..., str], tmp_path: Path
 ) -> None:
     now = int(time.time())
-    (tmp_path / "history").write_text(rhythms_of_a_fortnight(now))
-    subprocess.run(
-        ["promtool", "tsdb", "create-blocks-from", "openmetrics", str(tmp_path / "history"), str(tmp_path / "tsdb")],
-        check=True,
-        capture_output=True,
-    )
+    create_block(rhythms_of_a_fortnight(now), tmp_path / "tsdb")
     gauges = Gauges()
     firing: dict[str, set[str]] = {NEW: {LAST_FAILED}}
     notified: set[tuple[str, str]] = {(NEW, LAST_FAILED)}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.e2e.conftest import Server, environment, eventually
 
-from tachograph_exporter.service import ROUTES
+from tachograph_exporter.api.all_routes import ROUTES
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 

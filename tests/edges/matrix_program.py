@@ -184,8 +184,8 @@ FEW_KINDS = ("function", "async_generator")
 
 
 def kinds_in(place: str) -> tuple[str, ...]:
-    """The kinds that are run in a place: few where each call takes a new interpreter; pools of those run them all."""
-    return FEW_KINDS if place in ("process_spawn", "process_forkserver") else KINDS
+    """The kinds that are run in a place: few where each call takes a new process; pools of those run them all."""
+    return FEW_KINDS if place in ("process_fork", "process_spawn", "process_forkserver", "os_fork") else KINDS
 
 
 async def use_async(outcome: str, result: Any) -> Any:

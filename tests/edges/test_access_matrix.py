@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from tachograph.workflow import HandlerRegistry
+from tachograph_exporter.api.all_routes import ROUTES
 from tachograph_exporter.api.guard import BEARER_PROTOCOL
 from tachograph_exporter.api.routes import Route
 from tachograph_exporter.config import Config
-from tachograph_exporter.service import ROUTES
 from tachograph_exporter.store.tokens import ADMIN, SCOPES, create_token, revoke_token
 from tachograph_exporter.store.workspaces import create_workspace
 from tests.conftest import Api, serve

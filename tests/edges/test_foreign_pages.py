@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tachograph.workflow import HandlerRegistry
+from tachograph_exporter.api.all_routes import ROUTES
 from tachograph_exporter.api.routes import Route
 from tachograph_exporter.config import Config
-from tachograph_exporter.service import ROUTES
 from tachograph_exporter.store.tokens import create_token
 from tests.conftest import Api, serve
 

@@ -14,10 +14,11 @@ from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tachograph.workflow import HandlerRegistry
+from tachograph_exporter.api.all_routes import ROUTES
 from tachograph_exporter.api.connections import Runner
 from tachograph_exporter.api.routes import Route
 from tachograph_exporter.config import Config
-from tachograph_exporter.service import ROUTES, Service
+from tachograph_exporter.service import Service
 from tests.conftest import Api, serve
 
 TEXTS = (

@@ -23,7 +23,7 @@ ORACLE = {
 }
 
 
-@pytest.mark.timeout(400)  # 56 forks, or 8 new interpreters, one after the other, on a busy machine.
+@pytest.mark.timeout(400)  # 8 new interpreters, one after the other, on a busy machine.
 @pytest.mark.parametrize("place", PLACES)
 def test_every_view_equals_what_happened(place: str, tmp_path: Path) -> None:
     ran = programs.run(

@@ -327,7 +327,7 @@ async def test_the_service_stores_what_was_spooled_before_it_looks_for_lost_runs
         assert files(Spool(database_url)) == []
         other = make_execution("later")
         Spool(database_url).keep(make_run(other))
-        await api.service.sweep()
+        await api.service.upkeep.sweep()
         state = await api.get(f"/api/workflows/executions/{other.execution_id}/status")
         assert state["status"] == "completed"
 

@@ -184,7 +184,8 @@ async def test_a_trace_of_many_spans_is_kept_and_assembled_later(
     assert (status, answer.partial_success.rejected_spans) == (200, 0)
     # The service's own task reassembles it, or this call, whichever comes first.
     async with asyncio.timeout(200):
-        while await api.service.reassemble_due_traces() or not (await api.get("/api/workflows/executions"))["total"]:  # noqa: ASYNC110
+        assemble = api.service.upkeep.reassemble_due_traces
+        while await assemble() or not (await api.get("/api/workflows/executions"))["total"]:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     deep = await timeline(api)
     assert (deep["workflow_name"], deep["status"]) == ("deep", "completed")

@@ -63,7 +63,7 @@ async def lose(api: Api) -> None:
     await database.write(lambda c: open_spans.lose(c, open_spans.leased(c), time.time_ns()))
     async with asyncio.timeout(60):
         while (await api.get("/api/workflows/executions/stats"))["by_status"].get("running"):
-            await api.service.reassemble_due_traces()
+            await api.service.upkeep.reassemble_due_traces()
 
 
 async def test_a_lost_ingested_execution_leaves_the_gauges_at_once_and_ends_as_lost(

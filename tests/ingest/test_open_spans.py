@@ -40,10 +40,12 @@ class Clock:
     def __init__(self, service: Service) -> None:
         self.service = service
         self.now = 0.0
-        service._span_silences = recovery.Silences(lambda: self.now, max_gap_seconds=2 * service._look_seconds)
-        self._look = service.expire_leases
+        service.upkeep._span_silences = recovery.Silences(
+            lambda: self.now, max_gap_seconds=2 * service.upkeep._look_seconds
+        )
+        self._look = service.upkeep.expire_leases
         # The service itself does not look any more.
-        service.expire_leases = _nobody  # type: ignore[method-assign]
+        service.upkeep.expire_leases = _nobody  # type: ignore[method-assign]
 
     async def look(self) -> int:
         """Let the service look at leases once; returns how many spans were lost."""
@@ -51,7 +53,7 @@ class Clock:
 
     async def pass_(self, seconds: float, beat: Callable[[], Any] | None = None) -> int:
         """Let time pass as the service sees it, with a ``beat`` after each look; returns how many spans were lost."""
-        lost, look = 0, self.service._look_seconds
+        lost, look = 0, self.service.upkeep._look_seconds
         for _ in range(round(seconds / look)):
             self.now += look
             lost += await self._look()
@@ -370,7 +372,7 @@ async def test_a_running_execution_is_not_given_up_after_an_hour_while_its_spans
 ) -> None:
     await sent(api, ROOT, EXTRACT)
     monkeypatch.setattr("tachograph_exporter.store.recovery.INGEST_LEASE_SECONDS", -1.0)
-    assert await api.service.sweep() == 0
+    assert await api.service.upkeep.sweep() == 0
     await clock.pass_(40)
     await becomes(api, run="lost", extract="lost")
 
@@ -378,7 +380,7 @@ async def test_a_running_execution_is_not_given_up_after_an_hour_while_its_spans
 async def test_spans_that_only_come_when_they_have_ended_keep_their_hour(api: Api, clock: Clock) -> None:
     await sent(api, DONE[1])
     assert await clock.pass_(120) == 0
-    assert await api.service.sweep() == 0
+    assert await api.service.upkeep.sweep() == 0
     assert (await states(api))[""] == "running"
 
 
@@ -557,14 +559,14 @@ class Reassembly:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._assemble = service.reassemble_due_traces
-        service.reassemble_due_traces = _nobody  # type: ignore[method-assign]
+        self._assemble = service.upkeep.reassemble_due_traces
+        service.upkeep.reassemble_due_traces = _nobody  # type: ignore[method-assign]
 
     @classmethod
     async def of(cls, service: Service) -> Reassembly:
         """What the service itself has begun to assemble is done when this returns."""
         reassembly = cls(service)
-        async with service._reassembling:
+        async with service.upkeep._reassembling:
             return reassembly
 
     async def due(self) -> int:
@@ -669,7 +671,7 @@ async def test_a_span_that_is_lost_while_its_trace_is_assembled_is_lost(
 
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()], ids=["thread", "memory"])
 @pytest.mark.parametrize(
-    "place", ["tachograph_exporter.service.reassemble", "tachograph_exporter.ingest.reassembly._reassemble"]
+    "place", ["tachograph_exporter.upkeep.reassemble", "tachograph_exporter.ingest.reassembly._reassemble"]
 )
 async def test_a_trace_that_could_not_be_assembled_for_a_moment_is_assembled_next(
     api: Api, clock: Clock, monkeypatch: pytest.MonkeyPatch, place: str, error: Exception

@@ -189,7 +189,7 @@ async def test_a_trace_that_cannot_be_assembled_again_stops_no_other(api: Api, m
         return assemble(workspace, spans, *arguments, **options)
 
     monkeypatch.setattr(trace_executions, "assemble", failing)
-    while await api.service.reassemble_due_traces():
+    while await api.service.upkeep.reassemble_due_traces():
         pass
     assert await database.read(lambda c: c.execute(due).all()) == []
     assert [record.kind for record in await database.read(refused.listed)] == ["trace"]

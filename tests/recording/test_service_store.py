@@ -23,6 +23,7 @@ from tests.recording.bad_network import KINDS, BadNetwork
 from tachograph.clock import AnchoredClock
 from tachograph.errors import SetupError
 from tachograph.events import Event, ExecutionStatus, Failure, StepStatus
+from tachograph.recording import service_store
 from tachograph.recording.listener_queue import ListenerQueue
 from tachograph.recording.open_execution import OpenExecution
 from tachograph.recording.service_store import EventsRefused, ServiceStore, ServiceUnavailable, open_service
@@ -392,3 +393,29 @@ def test_a_network_that_loses_half_of_the_requests_delivers_a_journal() -> None:
         tries += 1
         assert tries < 3 * len(run)
     assert taken == run
+
+
+def test_a_process_forks_while_the_service_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_store, "TIMEOUT_SECONDS", 600.0)
+    answer = b'{"received": 1, "stored": 1}'
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        store = SpooledStore(f"http://127.0.0.1:{server.getsockname()[1]}", open_service)
+        queue = ListenerQueue("store", store)
+        for event in long_run(1)[:1]:
+            queue.put(event)
+        connection, _ = server.accept()
+        with connection:
+            assert b"POST" in connection.recv(1 << 16)
+            queue.before_fork(60.0)
+            assert queue._paused
+            if (child := os.fork()) == 0:
+                queue.reset()
+                store.after_fork()
+                os._exit(0 if not store._lock.locked() else 1)
+            queue.after_fork_in_parent()
+            assert os.waitpid(child, 0)[1] == 0
+            # The child has closed its end, and left the parent's alone.
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer))
+            assert queue.flush(60)
+            queue.close(1.0)
+            store.close()

@@ -309,7 +309,7 @@ async def test_a_run_of_which_no_process_knows_the_end(api: Api, monkeypatch: py
     async def ended() -> Any:
         for _ in range(3):
             await asyncio.to_thread(api.service.recorder.flush, 60)
-            await api.service.end_quiet()
+            await api.service.upkeep.end_quiet()
         await asyncio.to_thread(api.service.recorder.flush, 60)
         timeline = await api.get(f"/api/workflows/executions/{process().execution_id}/timeline")
         return timeline["status"], {step["step_name"]: step["status"] for step in timeline["step_timeline"]}

@@ -147,13 +147,13 @@ async def test_a_lost_run_whose_steps_cannot_be_closed_is_closed_without_them(
             )
             database.run(lambda c: c.execute(broken.values({column: "no such thing"})))
         for _ in range(2):
-            await api.service.sweep()
+            await api.service.upkeep.sweep()
         for run in runs:
             find = partial(execution_rows.execution, workspace=workspace_id("default"), execution_id=run.execution_id)
             row = database.look(find)
             assert row is not None
             assert row.status == "lost"
-        assert await api.service.sweep() == 0
+        assert await api.service.upkeep.sweep() == 0
 
 
 def open_run(writer: StoreWriter, name: str, seen_ns: int, owner: str = "elsewhere/b/1/2") -> ExecutionRef:

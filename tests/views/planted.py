@@ -25,8 +25,10 @@ from tachograph.events import (
     ExecutionStatus,
     Failure,
     Resources,
+    SkipReason,
     StepFinished,
     StepRetrying,
+    StepSkipped,
     StepStarted,
     StepStatus,
 )
@@ -68,6 +70,9 @@ class Step:
     output: dict[str, Any] = field(default_factory=dict)
     below: dict[str, tuple[float, int]] = field(default_factory=dict)
     index: int = 0
+    used: dict[str, Any] = field(default_factory=dict)
+    is_mapped: bool = False
+    is_skipped: bool = False
     error: tuple[StepStatus, str, str] | None = None
     child: Plan | None = None
 
@@ -96,6 +101,8 @@ class Plan:
         return max((self._end(self.step(name)) for name in step.after), default=self.at + 0.01)
 
     def _end(self, step: Step) -> float:
+        if step.is_skipped:
+            return self._ready(step)
         waits = sum(each.seconds + each.backoff for each in step.tries)
         return self._ready(step) + step.queue + waits + step.seconds
 
@@ -534,13 +541,15 @@ class Recording:
             ref = StepRef(
                 execution=execution, step_id=step_id(owner, step.name, step.index), name=step.name,
                 span_id=self._id(64), parent_span_id=execution.span_id, step_order=len(ends), index=step.index,
+                map_index=str(step.index) if step.is_mapped else None,
                 depends_on=tuple(each.step_id for each in depends_on),
                 child_execution_id=step.child.execution.execution_id if step.child and step.child.execution else None,
             )  # fmt: skip
             ready = max((ends[each.step_id] for each in depends_on), default=start + NS // 100)
             yield from self._step(step, ref, start, ready, ends)
             refs.setdefault(step.name, []).append(ref)
-            timed.append(_Timed(ref, ready + round(step.queue * NS), ends[ref.step_id]))
+            if not step.is_skipped:
+                timed.append(_Timed(ref, ready + round(step.queue * NS), ends[ref.step_id]))
             self._below(step, ref, ready + round(step.queue * NS), spans)
             if step.error is not None:
                 failure = step.error
@@ -555,6 +564,10 @@ class Recording:
 
     def _step(self, step: Step, ref: StepRef, start: int, ready: int, ends: dict[str, int]) -> Iterator[Event]:
         queue = round(step.queue * NS)
+        if step.is_skipped:
+            ends[ref.step_id] = ready
+            yield StepSkipped(step=ref, time_ns=ready, reason=SkipReason.CONDITION)
+            return
         first = at = ready + queue
         wait, backoff, running = ready - start, 0, 0
         yield StepStarted(step=ref, time_ns=at, dependency_ns=wait, queue_ns=queue)
@@ -583,7 +596,7 @@ class Recording:
             dependency_ns=wait, queue_ns=queue, backoff_ns=backoff, run_ns=running + end - at,
             last_queue_ns=queue if attempt == 1 else 0, last_backoff_ns=last_backoff, failure=failure,
             output=json.dumps(step.output) if status is StepStatus.COMPLETED and step.output else None,
-            resources=Resources(cpu_seconds=round(step.cpu, 3), peak_memory_bytes=round(step.memory)),
+            resources=Resources(cpu_seconds=round(step.cpu, 3), peak_memory_bytes=round(step.memory), **step.used),
         )  # fmt: skip
 
     def _below(self, step: Step, ref: StepRef, at: int, spans: dict[str, list[SpanRecord]]) -> None:

@@ -58,3 +58,52 @@ def test_others_count_if_they_ran_in_the_window() -> None:
     windows = {"before": (0, 100), "in": (190, 300), "between": (850, 950), "after": (900, 1_000)}
     features = surroundings.of_beside(windows, {"vacuum": others})
     assert {key for key, each in features.items() if "beside.vacuum" in each} == {"in", "between"}
+
+
+def _ids(runs: list[SampledRun]) -> list[SampledRun]:
+    for number, each in enumerate(runs):
+        each.execution_id = str(number)
+    return runs
+
+
+def test_a_day_of_the_week_needs_slow_ones_in_several_weeks() -> None:
+    runs = _ids([run(day, hour=hour) for day in range(26) for hour in (2.5, 9.0, 16.0)])
+    last = runs[-1]  # 1970-01-26, a Monday.
+
+    def days(*odd: int) -> dict[str, kinds.Feature]:
+        return surroundings.of_weekdays(
+            last, runs, {each.execution_id: each for each in runs if each.started_ns // (86_400 * NS) in odd}
+        )
+
+    mondays = days(4, 11, 18, 25)
+    assert mondays[last.execution_id] == kinds.Feature("weekday", "Monday", kinds.WEEKDAY)
+    assert mondays["0"].value == "Thursday"
+    assert days(18, 25) == {}  # Two may be chance.
+    assert days(23, 24, 25) == {}  # As may three days in a row.
+    assert days(4, 11, 18, 25, *range(5, 11), *range(19, 24)) == {}
+    # One run a day is enough.
+    nightly = _ids([run(day, hour=3) for day in range(26)])
+    odd = {each.execution_id: each for each in nightly[4::7]}
+    assert surroundings.of_weekdays(nightly[-1], nightly, odd)["25"].value == "Monday"
+    # A Sunday, where Saturdays are slow, too.
+    runs = runs[: 25 * 3]
+    last = runs[-1]
+    assert days(2, 3, 9, 10, 16, 17, 23, 24)[last.execution_id] == kinds.Feature("weekend", True, kinds.WEEKDAY)
+
+
+def test_a_version_with_usual_runs_before_the_slow_ones_is_no_cause() -> None:
+    runs = [run(number) for number in range(60)]
+    for each in runs[30:]:
+        each.version = "2"
+    difference = Difference("version", "2", kinds.VERSION, effect=0.9, rate=0.0)
+    pair = Difference(
+        "host & version", "h & 2", kinds.PAIR, effect=0.9, rate=0.0,
+        parts=(kinds.Feature("host", "h", kinds.HOST), kinds.Feature("version", "2", kinds.VERSION)),
+    )  # fmt: skip
+    for odd, is_plausible in ((range(45, 60), False), (range(30, 60, 2), True), (range(30, 60), True)):
+        among = {each.execution_id: each for each in runs if each.number in odd}
+        others = {each.execution_id: each for each in runs if each.number not in odd}
+        assert surroundings.is_plausible(difference, among, others) is is_plausible
+        assert surroundings.is_plausible(pair, among, others) is is_plausible
+        # A host may turn bad.
+        assert surroundings.is_plausible(difference._replace(key="host", value="h", place=kinds.HOST), among, others)

@@ -26,9 +26,11 @@ from tachograph.events import (
     ExecutionStarted,
     ExecutionStatus,
     Failure,
+    SkipReason,
     StepFinished,
     StepReady,
     StepRetrying,
+    StepSkipped,
     StepStarted,
     StepStatus,
 )
@@ -170,6 +172,42 @@ def test_what_is_not_known_is_said_so(database: Database) -> None:
     assert [(cause.kind, cause.certainty) for cause in why.causes] == [("unknown", "not known")]
     assert "Why is not known" in why.sentence
     assert why.differences == []
+
+
+def test_steps_that_did_not_run_and_a_trend_are_named(database: Database) -> None:
+    story = Story(database)
+    for i in range(40):
+        is_slow = i % 8 == 7
+        execution = make_execution(workflow="filtered")
+        begin, at = story.time(i * 1_000), story.time(i * 1_000 + (0 if is_slow else 10))
+        end = at + (400 if is_slow else 60 + i % 3) * NS
+        filtering, load = make_step(execution, "filter"), make_step(execution, "load", depends_on=["filter"])
+        ran = StepFinished(
+            step=filtering, time_ns=at, status=StepStatus.COMPLETED, attempt=1, started_ns=begin,
+            attempt_started_ns=begin, run_ns=at - begin,
+        )  # fmt: skip
+        story.tell(
+            ExecutionStarted(execution=execution, time_ns=begin, step_count=2),
+            StepSkipped(step=filtering, time_ns=at, reason=SkipReason.CONDITION) if is_slow else ran,
+            StepFinished(
+                step=load, time_ns=end, status=StepStatus.COMPLETED, attempt=1, started_ns=at, attempt_started_ns=at,
+                run_ns=end - at,
+            ),
+            ExecutionFinished(
+                execution=execution, time_ns=end, status=ExecutionStatus.COMPLETED, started_ns=begin, step_count=2
+            ),
+        )  # fmt: skip
+    why = story.why(execution.execution_id)
+    assert [(cause.kind, cause.subject, cause.certainty) for cause in why.causes] == [
+        ("missing_step", "filter", "likely")
+    ]
+    assert "Likely: step “filter” did not run: slow in 4 of 4 runs without it, 0 of 35 with it." in why.sentence
+    for i in range(60):
+        last = story.run(i * 28_800, 60 * 1.02**i * (1.1 if i % 2 else 0.9), workflow="growing")
+    why = story.why(last)
+    assert (why.verdict, [(cause.kind, cause.subject) for cause in why.causes]) == ("slow", [("trend", "load")])
+    assert "by 6.1 % a day" in why.sentence
+    assert "since" not in {claim.kind for claim in why.claims}
 
 
 def test_a_failure_is_told_with_those_before_it_and_what_followed(database: Database) -> None:

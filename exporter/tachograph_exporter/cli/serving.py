@@ -38,7 +38,7 @@ from tachograph_exporter.expectations.routing import NOTIFY_VARIABLE, SECRET_VAR
 from tachograph_exporter.garbage import collected_rarely
 from tachograph_exporter.queues.broker import QUEUES_VARIABLE
 from tachograph_exporter.service import CannotListen, Service
-from tachograph_exporter.service import serve as serve_until_stopped
+from tachograph_exporter.serving import serve as serve_until_stopped
 
 SWITCH_SECONDS: Final = 0.0005
 """How long a thread of the service may go on while another waits for the interpreter."""

@@ -153,6 +153,33 @@ def read_steps(connection: Connection, runs: Sequence[SampledRun], step_ids: Seq
         by_id[row[0]].steps[row[1]] = SampledStep(*row)
 
 
+def steps_that_ran(connection: Connection, execution_ids: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The id of a step of each name that started, by name, by execution; of executions with few steps, else none."""
+    statement = (
+        select(_steps.execution_id, _steps.name, func.min(_steps.step_id))
+        .where(_steps.execution_id.in_(execution_ids), _steps.started_ns.is_not(None), _steps.repetition == 0)
+        .group_by(_steps.execution_id, _steps.name)
+        .limit(MAX_STEPS)
+    )
+    result: dict[str, dict[str, str]] = {execution_id: {} for execution_id in execution_ids}
+    rows = connection.execute(statement).all()
+    if len(rows) == MAX_STEPS:
+        return {}
+    for execution_id, name, step_id in rows:
+        result[execution_id][name] = step_id
+    return result
+
+
+def started_steps(
+    connection: Connection, execution_ids: Sequence[str], step_ids: Sequence[str]
+) -> set[tuple[str, str]]:
+    """Which of these steps started in which of these executions: (id of the execution, id of the step)."""
+    statement = select(_steps.execution_id, _steps.step_id).where(
+        _steps.execution_id.in_(execution_ids), _steps.step_id.in_(step_ids), _steps.started_ns.is_not(None)
+    )
+    return {(row[0], row[1]) for row in connection.execute(statement)}
+
+
 def step_details(
     connection: Connection, execution_ids: Sequence[str], step_ids: Sequence[str]
 ) -> dict[tuple[str, str], StepDetail]:

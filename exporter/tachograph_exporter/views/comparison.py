@@ -321,7 +321,9 @@ def _sentence(
     if reference_ns is None or difference_ns is None:
         parts.append(f"It took {format_duration(duration)}; there is nothing to compare it with.")
         return " ".join(parts)
-    rank = f", longer than {percentile:.3g} % of the usual runs" if percentile is not None and percentile >= 50 else ""
+    rank = ""
+    if percentile is not None and percentile >= 50:
+        rank = f", longer than {'all' if percentile >= 100 else f'{min(percentile, 99.9):.3g} % of the'} usual runs"
     took = f"run took {format_duration(duration)}{rank}; {reference.duration} {format_duration(reference_ns)}."
     if culprit is not None:
         parts.append(_blamed(culprit))

@@ -3,7 +3,7 @@
 Signals and hooks tell what happens to tasks, in whatever sends them and in the consumer. A run is what was sent
 together: a pipeline, a chord, a block `together`, and all that these tasks send. A task is a step, its retries are
 attempts. Huey's messages have no room for which run a task belongs to; so that is a value in Huey's own storage, below
-the task's id, from when the task is sent until it has ended.
+the task's id, from when the task is sent until it starts.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class _Tasks:
     @_harmless
     def starts(self, _: str, task: Any) -> None:
         """The consumer begins with a task, in the thread, process or greenlet that runs it."""
-        places = self._stored(task.id)
+        places = self._taken(task.id)
         if places is None:
             name = _name_of(task)
             places = {task.id: Place(name, task.id, "", name, "", name, None, 0.0, "huey")}
@@ -221,11 +221,11 @@ class _Tasks:
             self._expected.put(chord.callback.id, {key: place for key, place in places.items() if key in after})
 
     def _end_unstarted(self, task: Any, why: str) -> None:
-        places = self._stored(task.id)
+        places = self._taken(task.id)
         if places is not None:
             places[task.id].step.cancelled(why)
             self._expect_callback(task, places)
-            self._forget(task.id)
+            self._forget(task.id, places[task.id])
 
     @_harmless
     def revoked(self, _: str, task: Any) -> None:
@@ -248,7 +248,6 @@ class _Tasks:
             work.leave()
             work.place.step.cancelled("Cancelled: a hook cancelled it", attempt=work.place.attempt)
             self._expect_callback(task, places)
-            self._forget(task.id)
 
     @_harmless
     def interrupted(self, _: str, task: Any) -> None:
@@ -258,7 +257,6 @@ class _Tasks:
             work, _places = running
             work.leave()
             work.place.step.lost("Interrupted: the consumer was stopped", attempt=work.place.attempt)
-            self._forget(task.id)
         get_recorder().flush(_FLUSH_SECONDS)
 
     @_harmless
@@ -273,24 +271,35 @@ class _Tasks:
 
     def _stored(self, task_id: str) -> dict[str, Place] | None:
         """The places of a task and of what comes after it; None if its sender is not instrumented."""
-        try:
-            told = json.loads(self._huey.get(f"{HEADER}:{task_id}", peek=True) or "{}")
-        except (TypeError, ValueError):
-            return None
-        headers = told.items() if isinstance(told, dict) else ()
-        places = {key: place for key, text in headers if (place := place_of(text)) is not None}
-        return places if task_id in places else None
+        return _places_in(self._huey.get(f"{HEADER}:{task_id}", peek=True), task_id)
 
-    def _forget(self, task_id: str, place: Place | None = None) -> None:
-        if place is not None and place.around and (self._stored(task_id) or {}).get(task_id) != place:
-            return  # Another handler of errors waits under this id.
-        self._huey.delete(f"{HEADER}:{task_id}")
+    def _taken(self, task_id: str) -> dict[str, Place] | None:
+        """The same of a task that starts, or never will: in one request, they are there no more."""
+        places = _places_in(self._huey.get(f"{HEADER}:{task_id}"), task_id)
+        if places is not None and places[task_id].around:
+            self._store(task_id, places)  # Another handler of errors may wait under this id.
+        return places
+
+    def _forget(self, task_id: str, place: Place) -> None:
+        """A handler of errors has ended; unless another one waits under its id, nothing needs its places."""
+        if place.around and (self._stored(task_id) or {}).get(task_id) == place:
+            self._huey.delete(f"{HEADER}:{task_id}")
 
     def _moment(self, eta: datetime | None) -> float | None:
         """Huey's moments have no zone: they are in UTC, or local, as the instance has it."""
         if eta is None:
             return None
         return (eta if eta.tzinfo is not None or not self._huey.utc else eta.replace(tzinfo=UTC)).timestamp()
+
+
+def _places_in(text: Any, task_id: str) -> dict[str, Place] | None:
+    try:
+        told = json.loads(text or "{}")
+    except (TypeError, ValueError):
+        return None
+    headers = told.items() if isinstance(told, dict) else ()
+    places = {key: place for key, header in headers if (place := place_of(header)) is not None}
+    return places if task_id in places else None
 
 
 def _name_of(task: Any) -> str:

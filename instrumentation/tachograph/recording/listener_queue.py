@@ -20,7 +20,7 @@ from tachograph.errors import StoreUnavailable
 from tachograph.events import Event, Listener
 from tachograph.identity import random01
 from tachograph.quiet_log import QuietLog
-from tachograph.recording import open_execution, spool
+from tachograph.recording import fork_gate, open_execution, spool
 from tachograph.recording.spool import Kept
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class ListenerQueue:
             self._acknowledged += count
 
     def before_fork(self, timeout_seconds: float) -> None:
-        """Wait until the listener is between two batches, so that a child does not inherit a lock that is held."""
+        """Wait until the listener is between two batches, or waits for an answer: a child inherits no held lock."""
         self._paused = self._delivering.acquire(timeout=LATE_FORK_SECONDS if self._is_late else timeout_seconds)
 
     def after_fork_in_parent(self) -> None:
@@ -369,7 +369,7 @@ class ListenerQueue:
         deliver, refusal = self._deliver, None
         while True:
             try:
-                with self._delivering:
+                with fork_gate.delivering(self._delivering):
                     deliver(batch)
             except StoreUnavailable as error:
                 self._is_late = True

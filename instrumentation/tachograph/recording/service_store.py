@@ -5,10 +5,12 @@ Only the standard library is used, so a worker needs neither the service's libra
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import http.client
 import logging
 import os
+import socket
 from collections.abc import Sequence
 from typing import Final
 
@@ -19,6 +21,7 @@ from tachograph.event_batch import MAX_EVENTS, PATH, BatchAnswer, EventBatch, de
 from tachograph.events import Event
 from tachograph.identity import new_id
 from tachograph.quiet_log import QuietLog
+from tachograph.recording import fork_gate
 from tachograph.service_address import parse
 from tachograph.stacks.wishes import fulfil
 from tachograph.variables import TOKEN_VARIABLE
@@ -153,6 +156,7 @@ class ServiceStore:
             kind = http.client.HTTPSConnection if self._is_secure else http.client.HTTPConnection
             connection = self._connection = kind(self._host, self._port, timeout=TIMEOUT_SECONDS)
         connection.request("POST", self._path, body, headers)
+        fork_gate.wait_for_answer(connection.sock, TIMEOUT_SECONDS)
         response = connection.getresponse()
         data = response.read(_ANSWER_BYTES)
         if response.will_close or not response.isclosed():
@@ -163,7 +167,7 @@ class ServiceStore:
         """In a forked child: leave the parent's connection alone, and count batches anew."""
         connection, self._connection = self._connection, None
         if connection is not None and connection.sock is not None:
-            connection.sock.close()
+            _leave(connection.sock)
         self._begin()
 
     def close(self) -> None:
@@ -171,6 +175,12 @@ class ServiceStore:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+
+def _leave(connection: socket.socket) -> None:
+    """Close this process's end of what is its parent's, also where somebody was about to read from it."""
+    with contextlib.suppress(OSError):
+        os.close(connection.detach())
 
 
 def is_service(url: str) -> bool:

@@ -12,6 +12,7 @@ from tachograph.errors import StoreError, StoreUnavailable
 from tachograph.events import Event
 from tachograph.identity import random01
 from tachograph.quiet_log import QuietLog
+from tachograph.recording import fork_gate
 from tachograph.recording.listener_queue import BatchListener
 from tachograph.recording.spool import Kept, Spool
 
@@ -106,7 +107,9 @@ class SpooledStore:
                 return
             asked_at = time.monotonic()
             try:
-                self._open_now(OPEN_SECONDS).apply(events)
+                store = self._open_now(OPEN_SECONDS)
+                with fork_gate.sending():
+                    store.apply(events)
             except StoreUnavailable as error:
                 if self._away_since is None:
                     self._away_since = asked_at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
@@ -470,6 +471,11 @@ def run(
         slug = clean_name(workspace) if workspace else default_workspace()
         identifier = new_id() if run_id is None else text_of(run_id, "run_id")
         execution_id = identifier if run_id is None else reported_execution_id(slug, name, identifier)
+        # Hooks ask for a run several times a task.
+        if (known := _runs.get(execution_id)) is not None:
+            with contextlib.suppress(KeyError):  # Another thread may just forget it.
+                _runs.move_to_end(execution_id)
+            return known
         queue = None if queue_lease is None else round(min(max(1.0, queue_lease), MAX_SECONDS))
         process = ReportedProcess(engine, round(min(max(1.0, lease), MAX_SECONDS)), queue)
         continued, parent_span_id = _trace_of(traceparent)
@@ -481,7 +487,6 @@ def run(
         with _lock:
             known = _runs.get(execution_id)
             if known is not None:
-                _runs.move_to_end(execution_id)
                 return known
             ref = ExecutionRef(
                 workspace=slug,

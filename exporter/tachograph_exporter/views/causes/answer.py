@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from tachograph.events import UNSUCCESSFUL
 from tachograph_exporter.times import rfc3339
-from tachograph_exporter.views.causes import course, failures, mechanisms, structure
+from tachograph_exporter.views.causes import course, failures, mechanisms, structure, trend
 from tachograph_exporter.views.causes.case import MAX_DEVIATIONS, MIN_SLOW, Case
 from tachograph_exporter.views.causes.claims import (
     CERTAIN,
@@ -83,8 +83,9 @@ def answer(case: Case, verdict: Verdict) -> WhyAnswer:
         claims = [*failures.outcome(case), *late_start(case), *failures.before(case), *failures.later(case)]
         causes = list(_failure_causes(case))
     else:
-        claims = [_compared(case), *late_start(case), *course.since(case)]
-        causes = list(_slow_causes(case)) if verdict == "slow" else []
+        trends = list(trend.of_case(case)) if verdict == "slow" else []
+        claims = [_compared(case), *late_start(case), *([] if trends else course.since(case))]
+        causes = list(_slow_causes(case, trends)) if verdict == "slow" else []
         if verdict == "slow" and not causes:
             causes.append(_unknown(case))
     return WhyAnswer(
@@ -139,10 +140,18 @@ def _compared(case: Case) -> Claim:
     )
 
 
-def _slow_causes(case: Case) -> Iterator[Claim]:
-    """The likeliest first: what can only be the cause, what sets slow runs apart, then how the time was spent."""
+def _slow_causes(case: Case, trends: Sequence[Claim]) -> Iterator[Claim]:
+    """The likeliest first: what can only be the cause, what sets slow runs apart, then how the time was spent.
+
+    ``trends``: that runs take longer and longer, if they do. Then only a quantity that grows with them says why.
+    """
     strong = [each for each in case.differences.differences if each.is_strong]
     before = [each for each in strong if not each.is_outcome]
+    if trends:
+        growing = [each for each in before if each.place.kind == "input" and each.odd_median is not None]
+        yield from _named(case, growing)
+        yield from trends
+        before = []
     is_queueing = mechanisms.is_queueing(case)
     yield from structure.child_run(case)
     new_steps = list(structure.new_steps(case))
@@ -183,11 +192,20 @@ def _named(case: Case, differences: Iterable[Difference]) -> Iterator[Claim]:
 
 
 def _unknown(case: Case) -> Claim:
+    tested = case.differences.tested
+    usual = plural(len(case.usual), "usual run")
+    if tested:
+        text = f"none of {plural(tested, 'recorded value')} sets it apart from {usual}"
+    elif len(case.odd) == 1:
+        # The run that chose what to look for is no evidence for it.
+        outcome = "as slow" if case.run.execution.status == COMPLETED else "like it"
+        text = f"no other run was {outcome}, so nothing recorded can be told to set it apart from {usual}"
+    else:
+        text = f"nothing is recorded that could set it apart from {usual}"
     return claim(
         "unknown",
         None,
-        f"Why is not known: none of {plural(case.differences.tested, 'recorded value')} sets it apart from "
-        f"{plural(len(case.usual), 'usual run')}.",
+        f"Why is not known: {text}.",
         NOT_KNOWN,
         why_url(case.execution_id),
         tested=case.differences.tested,

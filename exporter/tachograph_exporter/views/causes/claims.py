@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 from tachograph.clock import NS
 from tachograph_exporter.times import format_duration
 from tachograph_exporter.views.causes.differences import Difference
-from tachograph_exporter.views.causes.features import Value
+from tachograph_exporter.views.causes.features import Feature, Value
 from tachograph_exporter.views.schemas.why import Certainty, Claim, Evidence, Scalar, WhatDiffers
 
 CERTAIN: Final[Certainty] = "certain"
@@ -86,6 +86,16 @@ _FEATURE_NAMES: Final = {
 }
 
 
+def _part_text(part: Feature) -> str:
+    """One of two values that belong together, in words."""
+    name = part.key.partition(".")[2]
+    if part.place.kind == "beside":
+        return f"workflow “{name}” ran at that time"
+    if part.place.kind == "missing_step":
+        return f"step “{name}” did not run" if part.value is True else f"step “{name}” ran"
+    return f"`{part.key}` is {value_text(part.value)}"
+
+
 def difference_text(difference: Difference, odd: str) -> str:
     """A difference in words. ``odd`` says what the odd runs are: ``slow`` or ``failed``."""
     name = _FEATURE_NAMES.get(difference.key, f"`{difference.key}`")
@@ -110,6 +120,21 @@ def difference_text(difference: Difference, odd: str) -> str:
         f"{odd} in {difference.odd_with:,} of {difference.with_count:,} runs with it, "
         f"{difference.odd_without:,} of {difference.without_count:,} without"
     )
+    if difference.parts:
+        both = " and ".join(map(_part_text, difference.parts))
+        return f"Only together, {both}: {counts}"
+    if difference.place.kind == "missing_step":
+        return (
+            f"Step “{difference.key.partition('.')[2]}” did not run: {odd} in {difference.odd_with:,} of "
+            f"{difference.with_count:,} runs without it, {difference.odd_without:,} of "
+            f"{difference.without_count:,} with it"
+        )
+    if difference.place.kind == "weekday":
+        day = difference.value if isinstance(difference.value, str) else "weekend"
+        return (
+            f"It ran on a {day} (UTC): {odd} in {difference.odd_with:,} of {difference.with_count:,} runs then, "
+            f"{difference.odd_without:,} of {difference.without_count:,} at other times"
+        )
     if difference.place.kind == "beside":
         return f"Workflow “{difference.key.partition('.')[2]}” ran at that time: {counts}"
     if difference.place.kind == "first_run":
@@ -144,7 +169,9 @@ def difference_claim(difference: Difference, odd: str, url: str) -> Claim:
     subject = difference.key
     if difference.place.kind in ("version", "host", "process", "project"):
         subject = value_text(difference.value)
-    elif difference.place.kind == "beside":
+    elif difference.parts:
+        subject = ", ".join(f"{part.key} {value_text(part.value)}" for part in difference.parts)
+    elif difference.place.kind in ("beside", "missing_step"):
         subject = difference.key.partition(".")[2]
     return claim(
         difference.place.kind,

@@ -5,7 +5,8 @@ the other runs: the run that chose the hypothesis is no evidence for it. Numbers
 and, where durations are compared, with Spearman's rank correlation of value and duration; the better of the two counts
 twice its chance. The bound on false discoveries is Benjamini and Hochberg's, at `MAX_FALSE`: if nothing differs,
 nothing is said in 99 of 100 cases. The groups are chosen by durations or outcomes alone, never by the values, so the
-bound holds for them.
+bound holds for them. Two values that only together make a run odd are found among the clearest (see `pairs`); their
+bound is Bonferroni's over all pairs that there are.
 
 A difference is no proof of a cause: the runs were not assigned their values by lot.
 """
@@ -17,7 +18,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from tachograph_exporter.views.causes.features import OUTPUT, Feature, Place, Value
+from tachograph_exporter.views.causes import pairs
+from tachograph_exporter.views.causes.features import OUTPUT, PAIR, Feature, Place, Value
 from tachograph_exporter.views.causes.statistics import (
     adjusted,
     fisher,
@@ -41,6 +43,12 @@ MAX_DIFFERENCES: Final = 20
 MAX_KEYS: Final = 300
 MAX_VALUES: Final = 10
 """Bounds of the values that are tested where no single run says which."""
+_MUCH: Final = 0.1
+"""How much larger the effect of one value has to be than that of a pair, not to be only a part of it."""
+_MIN_BESIDES: Final = 3
+"""Odd runs without the clear values that another value has to tell apart."""
+_EARLY: Final = 0.1
+"""The share of odd runs before which they had not begun: one of them may be there by chance."""
 _MAX_FOLLOWING: Final = 0.95
 """The rank correlation with time from which a number only follows the time."""
 
@@ -53,6 +61,9 @@ class Difference(NamedTuple):
 
     ``effect`` is 0 if the value tells nothing, and 1 if it tells the groups apart without exception: Youden's J, or
     twice the distance of `superiority` from a half. ``rate``: the false discovery rate at which it is announced.
+    ``lately``: of ``with_count``, the runs since odd ones began. ``parts``: of a pair, its two values; ``is_part``: a
+    pair that is announced says more. ``besides``: the effect among the runs without the values that are clear by
+    themselves: of two causes of as many runs each, neither tells all of the odd runs apart.
     """
 
     key: str
@@ -66,6 +77,10 @@ class Difference(NamedTuple):
     without_count: int = 0
     odd_median: float | None = None
     usual_median: float | None = None
+    lately: int = 0
+    parts: tuple[Feature, ...] = ()
+    is_part: bool = False
+    besides: float = 0.0
 
     @property
     def is_outcome(self) -> bool:
@@ -76,11 +91,12 @@ class Difference(NamedTuple):
     def is_strong(self) -> bool:
         """Whether it splits the groups well enough to be named as a likely cause.
 
-        A text or a boolean that most runs have without being odd is none, however unlikely chance is.
+        A text or a boolean that most runs have without being odd is none, however unlikely chance is; what it did
+        before there were odd runs does not count: a good host may turn bad.
         """
-        if self.odd_median is None and 2 * self.odd_with < self.with_count:
+        if self.is_part or (self.odd_median is None and 2 * self.odd_with < self.lately):
             return False
-        return self.effect >= MIN_EFFECT
+        return max(self.effect, self.besides) >= MIN_EFFECT
 
 
 class Described(NamedTuple):
@@ -121,7 +137,8 @@ def differences(target: Mapping[str, Feature], runs: Sequence[Described]) -> Res
             tested = _categorical(feature, key, odd, usual)
         if tested is not None:
             tests.append(tested)
-    return _announced(tests)
+    result = _announced(tests, _pairs(list(target.values()), odd, usual))
+    return Result(_sorted(_besides(result.differences, odd, usual)), result.tested)
 
 
 def differences_of_set(runs: Sequence[Described]) -> Result:
@@ -140,8 +157,10 @@ def differences_of_set(runs: Sequence[Described]) -> Result:
             kinds.setdefault(key, Counter())[feature.value] += 1
             features.setdefault((key, feature.value), feature)
     tests = []
+    single: list[Feature] = []
     for key, values in list(kinds.items())[:MAX_KEYS]:
         frequent = [(key, value) for value, count in values.most_common(MAX_VALUES) if count > 1]
+        single += [features[name] for name in frequent]
         numbers = [value for value in values if isinstance(value, float)]
         if numbers:
             # The number in the middle of the odd runs stands for them.
@@ -151,18 +170,74 @@ def differences_of_set(runs: Sequence[Described]) -> Result:
             tests += [tested] if tested is not None else []
         else:
             tests += [test for name in frequent if (test := _categorical(features[name], key, odd, usual)) is not None]
-    return _announced(tests)
+    return _announced(tests, _pairs(single, odd, usual))
 
 
-def _announced(tests: Sequence[tuple[Difference, float]]) -> Result:
+def _pairs(features: Sequence[Feature], odd: Sequence[Described], usual: Sequence[Described]) -> list[Difference]:
+    others = [run.features for run in odd if not run.is_target]
+    return [
+        Difference(
+            f"{pair.first.key} & {pair.second.key}",
+            f"{pair.first.value} & {pair.second.value}",
+            PAIR,
+            effect=pair.odd_with / len(others) - pair.usual_with / len(usual),
+            rate=pair.rate,
+            odd_with=pair.odd_with,
+            with_count=pair.odd_with + pair.usual_with,
+            odd_without=len(others) - pair.odd_with,
+            without_count=len(others) - pair.odd_with + len(usual) - pair.usual_with,
+            lately=pair.odd_with + pair.usual_with,
+            parts=(pair.first, pair.second),
+        )
+        for pair in pairs.pairs(features, others, [run.features for run in usual])
+        if pair.rate <= MAX_FALSE
+    ]
+
+
+def _announced(tests: Sequence[tuple[Difference, float]], paired: Sequence[Difference]) -> Result:
     rates = adjusted([chance for _, chance in tests])
     announced = [
         difference._replace(rate=rate)
         for (difference, _), rate in zip(tests, rates, strict=True)
         if rate <= MAX_FALSE and difference.effect > 0
     ]
-    announced.sort(key=lambda d: (not d.is_strong, -round(d.effect, 1), d.place.order, d.rate, d.key))
-    return Result(announced[:MAX_DIFFERENCES], len(tests))
+    together = {part.key: pair for pair in paired if pair.is_strong for part in pair.parts}
+    if "host" in together:
+        together.setdefault("process", together["host"])  # It is on that host.
+    announced = [
+        each._replace(is_part=each.key in together and each.effect < together[each.key].effect + _MUCH)
+        for each in announced
+    ]
+    return Result(_sorted([*announced, *paired])[:MAX_DIFFERENCES], len(tests))
+
+
+def _sorted(announced: Sequence[Difference]) -> list[Difference]:
+    return sorted(announced, key=lambda d: (not d.is_strong, -round(d.effect, 1), d.place.order, d.rate, d.key))
+
+
+def _besides(announced: Sequence[Difference], odd: Sequence[Described], usual: Sequence[Described]) -> list[Difference]:
+    """The differences with their effect among the runs without those values that are clear by themselves."""
+    clear = [each for each in announced if each.is_strong and each.odd_median is None and not each.parts]
+    if not clear:
+        return list(announced)
+
+    def has(run: Described, difference: Difference) -> bool:
+        feature = run.features.get(difference.key)
+        return feature is not None and feature.value == difference.value
+
+    others = [run for run in odd if not run.is_target and not any(has(run, each) for each in clear)]
+    rest = [run for run in usual if not any(has(run, each) for each in clear)]
+    if len(others) < _MIN_BESIDES or len(rest) < MIN_USUAL:
+        return list(announced)
+    return [
+        each
+        if each.is_strong or each.odd_median is not None or each.parts
+        else each._replace(
+            besides=sum(has(run, each) for run in others) / len(others)
+            - sum(has(run, each) for run in rest) / len(rest)
+        )
+        for each in announced
+    ]
 
 
 def _categorical(
@@ -177,10 +252,13 @@ def _categorical(
     b, d = len(others) - a, len(usual) - c
     if not a or not b + d:
         return None  # No other odd run has it, or all have it: nothing is to be tested.
+    starts = sorted(run.started_ns for run in others)
+    since = starts[int(len(starts) * _EARLY)]
     difference = Difference(
         key,
         feature.value,
         feature.place,
+        lately=a + sum(run.started_ns >= since and has(run) for run in usual),
         effect=a / len(others) - c / len(usual),
         rate=1.0,
         odd_with=a,

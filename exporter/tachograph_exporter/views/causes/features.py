@@ -38,6 +38,9 @@ HOST: Final = Place("host", 2)
 BESIDE: Final = Place("beside", 4)
 PROCESS: Final = Place("process", 5)
 FIRST: Final = Place("first_run", 3)
+MISSING: Final = Place("missing_step", 2)
+PAIR: Final = Place("pair", 0)
+WEEKDAY: Final = Place("weekday", 8)
 PROJECT: Final = Place("project", 4)
 ATTRIBUTE: Final = Place("attribute", 6)
 WORKERS: Final = Place("workers", 1)
@@ -47,6 +50,8 @@ OUTPUT: Final = Place("output", 10)
 SIZE: Final = Place("output", 11)
 MEMORY: Final = Place("memory", 12)
 RESOURCE: Final = Place("resource", 14)
+PAIRED: Final = frozenset({"version", "input", "host", "beside", "project", "attribute", "missing_step"})
+"""Kinds of values of which two are looked at together."""
 _RESOURCES: Final = {"peak_memory_bytes": MEMORY, "cpu_seconds": Place("cpu", 15)}
 
 

@@ -31,6 +31,7 @@ from tachograph_exporter.views.causes.failures import SameFailure
 from tachograph_exporter.views.causes.features import Feature, Value, flattened, of_resources
 from tachograph_exporter.views.causes.sampled import sampled
 from tachograph_exporter.views.causes.statistics import median
+from tachograph_exporter.views.causes.trend import early_runs
 from tachograph_exporter.views.comparison import MIN_BLAME, failed_step, read_baseline_comparison
 from tachograph_exporter.views.expected_end import expected_end, read_usual
 from tachograph_exporter.views.metrics import COMPLETED
@@ -54,6 +55,10 @@ MAX_BESIDE: Final = 5
 MAX_ATTRIBUTED: Final = 200
 """Runs whose spans' attributes are compared, the newest ones."""
 _MAX_ATTRIBUTES: Final = 40
+_MAX_MISSING: Final = 5
+_USUAL_STEPS_OF: Final = 9
+"""Usual runs that say which steps usually run."""
+_MAX_STEPS_OF_RUN: Final = 1_000
 _OURS: Final = ("workflow.", "cicd.", "telemetry.", "error.", "exception.", "process.pid", "otel.", "code.", "thread.")
 _END_SLACK_NS: Final = NS
 _MIN_FOLLOWING: Final = 0.8
@@ -75,7 +80,9 @@ def read_why(connection: Connection, workspace: str, execution_id: str, back_ns:
     totals = [seconds for each in sample if each.status == COMPLETED and (seconds := seconds_of(each, None))]
     verdict = verdict_of(comparison, totals)
     focus = _focus(run, comparison, verdict)
-    before = runs_before(sample, run.execution.execution_id) if verdict == "usual" else frozenset[str]()
+    before = frozenset[str]()
+    if verdict == "usual":
+        before = runs_before(sample, run.execution.execution_id) or early_runs(sample, run.execution.execution_id)
     if before and focus is not None:
         verdict = "slow"
     _read_steps(connection, sample, run, comparison, focus)
@@ -243,6 +250,8 @@ def _differences(
     windows = {run.execution_id: window for run in runs if (window := _window(case, run, usual_ns)) is not None}
     beside = surroundings.of_beside(windows, others)
     times = surroundings.of_time(target, runs, case.odd)
+    weekdays = surroundings.of_weekdays(target, runs, case.odd)
+    missing = _missing_steps(connection, case) if verdict == "slow" else {}
     attributes = _attributes(connection, workspace, case, runs)
     names = {step.step_id: step.name for step in case.run.steps}
     for run in runs:
@@ -251,8 +260,11 @@ def _differences(
         values["runs_at_once"] = at_once[run.execution_id]
         values |= beside.get(run.execution_id, {})
         values |= attributes.get(run.execution_id, {})
+        values |= missing.get(run.execution_id, {})
         if run.execution_id in times:
             values[surroundings.TIME_OF_DAY] = times[run.execution_id]
+        if run.execution_id in weekdays:
+            values[weekdays[run.execution_id].key] = weekdays[run.execution_id]
     for (execution_id, step_id), detail in case.details.items():
         if execution_id in by_run:
             for feature in _of_step(names.get(step_id, step_id), detail):
@@ -269,6 +281,33 @@ def _differences(
     result = differences(by_run[target.execution_id], described)
     kept = [each for each in result.differences if surroundings.is_plausible(each, case.odd, case.usual)]
     return Result(kept, result.tested)
+
+
+def _missing_steps(connection: Connection, case: Case) -> dict[str, dict[str, Feature]]:
+    """Of the steps that usually run and did not run in this one: in which runs of the sample they did not, either."""
+    near = sorted(case.usual.values(), key=lambda run: abs(run.started_ns - case.run.execution.started_ns))
+    references = [run.execution_id for run in near[:_USUAL_STEPS_OF]]
+    if len(case.run.steps) > _MAX_STEPS_OF_RUN or not references:
+        return {}
+    ran = {step.name for step in case.run.steps if step.started_ns is not None}
+    usual: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for steps in samples.steps_that_ran(connection, references).values():
+        usual |= steps
+        counts.update(steps.keys())
+    names = [name for name, count in counts.most_common() if name not in ran and 2 * count > len(references)]
+    if not names:
+        return {}
+    ids = {name: usual[name] for name in names[:_MAX_MISSING]}
+    runs = [*case.odd, *case.usual]
+    started = samples.started_steps(connection, runs, list(ids.values()))
+    return {
+        execution_id: {
+            key: Feature(key, (execution_id, step_id) not in started, kinds.MISSING)
+            for key, step_id in ((f"missing.{name}", step_id) for name, step_id in ids.items())
+        }
+        for execution_id in runs
+    }
 
 
 def _of_step(name: str, detail: StepDetail) -> Iterable[Feature]:

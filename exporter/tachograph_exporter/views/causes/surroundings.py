@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Final
 
 from tachograph.clock import NS
@@ -11,6 +12,7 @@ from tachograph_exporter.store.samples import Beside, SampledRun
 from tachograph_exporter.views.causes import features as kinds
 from tachograph_exporter.views.causes.differences import Difference
 from tachograph_exporter.views.causes.features import Feature, flattened, host_of
+from tachograph_exporter.views.causes.statistics import fisher, rank_sum, superiority
 
 LATELY: Final = 10
 """Runs in a row whose processes are counted."""
@@ -25,7 +27,13 @@ MIN_CROWD: Final = 2.0
 """How many times the usual number of runs at the same time are many."""
 MIN_BETWEEN: Final = 5
 """Usual runs between odd ones without which a process, or a workflow beside, cannot be told from its time."""
+MAX_CHANCE_OF_DAYS: Final = 0.01
+"""The probability that chance alone puts slow days on one day of the week, up to which it is compared."""
+MAX_CHANCE_OF_LATE: Final = 0.04
+"""The two-sided probability that odd runs with a version come after its usual ones by chance, up to which something
+later than the version made them odd."""
 _DAY_NS: Final = 86_400 * NS
+_SATURDAY: Final = 5
 
 
 def own_features(run: SampledRun, limit: int) -> dict[str, Feature]:
@@ -90,6 +98,44 @@ def of_time(target: SampledRun, runs: Sequence[SampledRun], odd: Mapping[str, Sa
     }
 
 
+def of_weekdays(target: SampledRun, runs: Sequence[SampledRun], odd: Mapping[str, SampledRun]) -> dict[str, Feature]:
+    """On which day of the week (UTC) each run started, or whether on a weekend, if the days on which most runs are odd
+    are such days: runs of one day are no evidence of their own. The day of ``target`` does not count.
+    """
+    days: dict[int, list[bool]] = {}
+    for run in runs:
+        days.setdefault(run.started_ns // _DAY_NS, []).append(run.execution_id in odd)
+    own = target.started_ns // _DAY_NS
+    slow = {day: 2 * sum(are_odd) > len(are_odd) for day, are_odd in days.items() if day != own}
+
+    def chance(choice: Callable[[int], bool]) -> float:
+        a, c = (sum(choice(day) for day in slow if slow[day] is is_odd) for is_odd in (True, False))
+        b, d = (sum(not choice(day) for day in slow if slow[day] is is_odd) for is_odd in (True, False))
+        return fisher(a, b, c, d) if a > 1 else 1.0
+
+    weekday = _weekday(own)
+    of_day = chance(lambda day: _weekday(day) == weekday)
+    of_weekend = chance(lambda day: _weekday(day) >= _SATURDAY) if weekday >= _SATURDAY else 1.0
+    if min(of_day, of_weekend) > MAX_CHANCE_OF_DAYS:
+        return {}
+    if of_weekend < of_day:
+        return {
+            run.execution_id: Feature("weekend", _weekday(run.started_ns // _DAY_NS) >= _SATURDAY, kinds.WEEKDAY)
+            for run in runs
+        }
+    return {
+        run.execution_id: Feature(
+            "weekday", datetime.fromtimestamp(run.started_ns / NS, UTC).strftime("%A"), kinds.WEEKDAY
+        )
+        for run in runs
+    }
+
+
+def _weekday(day: int) -> int:
+    """The day of the week of a day since 1970-01-01, which was a Thursday; 0 is Monday."""
+    return (day + 3) % 7
+
+
 def is_plausible(difference: Difference, odd: Mapping[str, SampledRun], usual: Mapping[str, SampledRun]) -> bool:
     """Whether a difference in the surroundings is more than neighbouring runs having the same ones.
 
@@ -97,6 +143,8 @@ def is_plausible(difference: Difference, odd: Mapping[str, SampledRun], usual: M
     of it, and what else ran in those days.
     """
     kind, number = difference.place.kind, difference.value
+    if _began_later(difference, odd, usual):
+        return False
     if kind in ("process", "beside"):
         low = min(run.started_ns for run in odd.values())
         high = max(run.started_ns for run in odd.values())
@@ -107,6 +155,28 @@ def is_plausible(difference: Difference, odd: Mapping[str, SampledRun], usual: M
         if kind == "concurrency":
             return number >= MIN_CROWD * max(1.0, difference.usual_median)
     return True
+
+
+def _began_later(difference: Difference, odd: Mapping[str, SampledRun], usual: Mapping[str, SampledRun]) -> bool:
+    """Whether a version was there for a time without odd runs: then it is something later that made them odd.
+
+    A host, or a process, may turn bad; what a version is does not change.
+    """
+    versions = [part.value for part in difference.parts if part.key == "version"]
+    if difference.key == "version":
+        versions.append(difference.value)
+    if not versions:
+        return False
+    hosts = [part.value for part in difference.parts if part.key == "host"]
+    later, earlier = (
+        [
+            float(run.started_ns)
+            for run in runs.values()
+            if run.version in versions and (not hosts or host_of(run.process) in hosts)
+        ]
+        for runs in (odd, usual)
+    )
+    return superiority(later, earlier) > 0.5 and rank_sum(later, earlier) <= MAX_CHANCE_OF_LATE
 
 
 def _hours(run: SampledRun, other: SampledRun) -> float:

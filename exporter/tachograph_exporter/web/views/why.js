@@ -53,7 +53,7 @@ export class Why {
         ? h(
             "p",
             { class: "quiet" },
-            `${answer.sample.run_count} runs compared, ${answer.sample.tested} values of them. `,
+            `${answer.sample.run_count} runs compared${answer.sample.tested ? `, ${answer.sample.tested} values of them` : ""}. `,
             Object.entries(SYMBOLS).map(([certainty, symbol]) => `${symbol} ${certainty}  `),
           )
         : null,
