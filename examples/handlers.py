@@ -167,7 +167,7 @@ def extract(context: StepContext) -> dict[str, Any]:
                 "version": fields.get("Version", ""),
                 "licence": fields.get("License-Expression") or fields.get("License", ""),
                 "summary": fields.get("Summary", ""),
-                "requires": fields.get_all("Requires-Dist", []),
+                "requires": list(fields.get_all("Requires-Dist") or ()),
             }
         )
     context.measure("rows", len(rows), "row")

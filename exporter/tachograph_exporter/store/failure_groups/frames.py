@@ -122,7 +122,8 @@ def own_frames(stack: str) -> tuple[str, ...]:
             members.append(current := {})
             error, after_frames = None, True
         elif after_frames and is_python and raw[0] not in " \t" and (match := _ERROR.fullmatch(line)):
-            error, after_frames = match if margin is not None or not members else None, False
+            error = match if margin is not None or not members else None
+            after_frames = False
         elif match := _CAUSED.match(line):
             _add_error(match, own)
         elif line.startswith("at ") and not _RUST_FILE.match(line) and (match := _AT.match(line)):

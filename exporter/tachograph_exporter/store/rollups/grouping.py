@@ -39,8 +39,10 @@ class StepLayout(NamedTuple):
     def of(cls, columns: Sequence[str]) -> StepLayout:
         """The layout of rows with these columns."""
         at = columns.index
-        places = map(at, ("name", "status", "attempt", "started_ns", "skip_reason", "folded"))
-        return cls(*places, itemgetter(*map(at, _COLUMNS)))
+        return cls(
+            at("name"), at("status"), at("attempt"), at("started_ns"), at("skip_reason"), at("folded"),
+            columns=itemgetter(*map(at, _COLUMNS)),
+        )  # fmt: skip
 
 
 def grouped(
