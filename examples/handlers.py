@@ -165,7 +165,7 @@ def extract(context: StepContext) -> dict[str, Any]:
             {
                 "name": name,
                 "version": fields.get("Version", ""),
-                "licence": fields.get("License-Expression") or fields.get("License", ""),
+                "licence": str(fields.get("License-Expression") or fields.get("License") or ""),
                 "summary": fields.get("Summary", ""),
                 "requires": list(fields.get_all("Requires-Dist") or ()),
             }

@@ -97,8 +97,8 @@ def own_frames(stack: str) -> tuple[str, ...]:
             continue
         if rust_function:
             place = _RUST_FILE.match(line)
-            is_library = _RUST_LIBRARY.match(rust_function) or (place and _RUST_FOREIGN.search(place.group(1)))
-            _add(rust_function, bool(is_library), own, library, innermost_first=True)
+            is_foreign = _RUST_LIBRARY.match(rust_function) or (place and _RUST_FOREIGN.search(place.group(1)))
+            _add(rust_function, bool(is_foreign), own, library, innermost_first=True)
             rust_function = ""
             if place is not None:
                 continue
