@@ -97,9 +97,8 @@ def own_frames(stack: str) -> tuple[str, ...]:
             continue
         if rust_function:
             place = _RUST_FILE.match(line)
-            is_foreign = place is not None and _RUST_FOREIGN.search(place.group(1)) is not None
-            is_foreign = is_foreign or _RUST_LIBRARY.match(rust_function) is not None
-            _add(rust_function, is_foreign, own, library, innermost_first=True)
+            is_foreign = _RUST_LIBRARY.match(rust_function) or (place and _RUST_FOREIGN.search(place.group(1)))
+            _add(rust_function, bool(is_foreign), own, library, innermost_first=True)
             rust_function = ""
             if place is not None:
                 continue
@@ -123,7 +122,8 @@ def own_frames(stack: str) -> tuple[str, ...]:
             members.append(current := {})
             error, after_frames = None, True
         elif after_frames and is_python and raw[0] not in " \t" and (match := _ERROR.fullmatch(line)):
-            error, after_frames = match if margin is not None or not members else None, False
+            error = match if margin is not None or not members else None
+            after_frames = False
         elif match := _CAUSED.match(line):
             _add_error(match, own)
         elif line.startswith("at ") and not _RUST_FILE.match(line) and (match := _AT.match(line)):

@@ -292,7 +292,7 @@ def _counts_if_right(connection: Connection, ids: Sequence[str], noted: Noted | 
     wrong: set[str] = set()
     attempts: list[_Stored] = []
     ends: set[tuple[str, str, int, int | None]] = set()
-    if noted is not None and noted.read.issuperset(ids):
+    if noted is not None and noted.read >= set(ids):
         rows: Iterable[_Stored] = [row for row in noted.inside if row.execution_id in due]
     else:
         rows = map(_Stored._make, (_FAILED if noted is None else _FAILED_INSIDE).rows(connection, ids))
