@@ -130,7 +130,7 @@ def look(context: StepContext) -> dict[str, Any]:
     if depth >= 2:
         fields = [_fields(distribution) for distribution in distributions.values()]
         counts["with_summary"] = sum("Summary" in each for each in fields)
-        counts["requirements"] = sum(len(each.get_all("Requires-Dist", [])) for each in fields)
+        counts["requirements"] = sum(len(each.get_all("Requires-Dist") or []) for each in fields)
     if depth >= 3:
         sizes = [_size(d) for d in distributions.values()]
         counts["files"], counts["bytes"] = sum(s[0] for s in sizes), sum(s[1] for s in sizes)
@@ -165,9 +165,9 @@ def extract(context: StepContext) -> dict[str, Any]:
             {
                 "name": name,
                 "version": fields.get("Version", ""),
-                "licence": fields.get("License-Expression") or fields.get("License", ""),
+                "licence": str(fields.get("License-Expression") or fields.get("License") or ""),
                 "summary": fields.get("Summary", ""),
-                "requires": fields.get_all("Requires-Dist", []),
+                "requires": fields.get_all("Requires-Dist") or [],
             }
         )
     context.measure("rows", len(rows), "row")
