@@ -158,7 +158,7 @@ def validate_source(context: StepContext) -> dict[str, Any]:
 @handler("etl.extract")
 def extract(context: StepContext) -> dict[str, Any]:
     """Name, version, licence, summary and requirements of each distribution."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, distribution in _distributions().items():
         fields = _fields(distribution)
         rows.append(
