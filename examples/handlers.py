@@ -167,7 +167,11 @@ def extract(context: StepContext) -> dict[str, Any]:
                 "version": fields.get("Version", ""),
                 "licence": str(fields.get("License-Expression") or fields.get("License") or ""),
                 "summary": fields.get("Summary", ""),
+<<<<<<< HEAD
                 "requires": fields.get_all("Requires-Dist") or [],
+=======
+                "requires": list(fields.get_all("Requires-Dist") or ()),
+>>>>>>> d104ad0d048845a25dbdfeb8ba8db17155108f13
             }
         )
     context.measure("rows", len(rows), "row")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
@@ -336,7 +336,9 @@ def test_names_stay_and_nothing_widens_the_page_at_any_width(world: World) -> No
                 assert run.evaluate("element => element.getBoundingClientRect().y") < 500
         page.evaluate(axe + "; undefined")
         # What has another colour is all that differs in the dark.
-        for scheme, options in (("light", "{}"), ("dark", "{runOnly: ['color-contrast']}")):
+        schemes: tuple[tuple[Literal["light", "dark"], str], ...]
+        schemes = (("light", "{}"), ("dark", "{runOnly: ['color-contrast']}"))
+        for scheme, options in schemes:
             page.emulate_media(color_scheme=scheme)
             violations = page.evaluate(f"axe.run({options}).then((results) => results.violations)")
             serious = [
