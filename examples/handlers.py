@@ -130,7 +130,7 @@ def look(context: StepContext) -> dict[str, Any]:
     if depth >= 2:
         fields = [_fields(distribution) for distribution in distributions.values()]
         counts["with_summary"] = sum("Summary" in each for each in fields)
-        counts["requirements"] = sum(len(each.get_all("Requires-Dist") or []) for each in fields)
+        counts["requirements"] = sum(len(each.get_all("Requires-Dist", [])) for each in fields)
     if depth >= 3:
         sizes = [_size(d) for d in distributions.values()]
         counts["files"], counts["bytes"] = sum(s[0] for s in sizes), sum(s[1] for s in sizes)
@@ -158,7 +158,7 @@ def validate_source(context: StepContext) -> dict[str, Any]:
 @handler("etl.extract")
 def extract(context: StepContext) -> dict[str, Any]:
     """Name, version, licence, summary and requirements of each distribution."""
-    rows: list[dict[str, Any]] = []
+    rows = []
     for name, distribution in _distributions().items():
         fields = _fields(distribution)
         rows.append(
@@ -167,11 +167,7 @@ def extract(context: StepContext) -> dict[str, Any]:
                 "version": fields.get("Version", ""),
                 "licence": str(fields.get("License-Expression") or fields.get("License") or ""),
                 "summary": fields.get("Summary", ""),
-<<<<<<< HEAD
-                "requires": fields.get_all("Requires-Dist") or [],
-=======
                 "requires": list(fields.get_all("Requires-Dist") or ()),
->>>>>>> d104ad0d048845a25dbdfeb8ba8db17155108f13
             }
         )
     context.measure("rows", len(rows), "row")
