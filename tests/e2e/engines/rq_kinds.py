@@ -288,6 +288,10 @@ def repeated(queue):
     while len(job.results()) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     wait(job, "finished")
+    if HOOKS:
+        # Each is a run of its own.
+        once = execution("rq_kinds.extract", "completed", [step("rq_kinds.extract", "completed", 1, [])])
+        return [once, once, once], []
     return [execution("rq_kinds.extract", "completed", [step("rq_kinds.extract", "completed", 3, [], also=["extract"])],
                       workflow_also=["extract"])], []  # fmt: skip
 
@@ -367,7 +371,7 @@ def main(address, names):
     worker = spawn(command, "worker.log")
     WORKER.append(worker)
     try:
-        for scene in [*SCENES, *(HOOKED if HOOKS else BY_SPANS)]:
+        for scene in [*SCENES, *BY_SPANS, *(HOOKED if HOOKS else ())]:
             if not names or scene.__name__ in names:
                 executions, unknowable = scene(queue)
                 if HOOKS:
