@@ -188,11 +188,13 @@ class TestDramatiq:
         assert any("not reported" in record.message for record in caplog.records)
 
     def test_a_group_of_pipelines_is_one_run(self, broker: StubBroker, events: list[Any]) -> None:
-        broker.add_middleware(GroupCallbacks(StubBackend()))
+        make: Any = StubBackend
+        broker.add_middleware(GroupCallbacks(make()))
         decorate: Any = dramatiq.actor
+        group: Any = dramatiq.group
         fetch, store, total = (decorate(lambda *_: None, actor_name=name, broker=broker) for name in "fst")
         pipelines = [dramatiq.pipeline([fetch.message(), store.message()], broker=broker) for _ in range(3)]
-        together: Any = dramatiq.group(pipelines, broker=broker)
+        together = group(pipelines, broker=broker)
         together.add_completion_callback(total.message())
         together.run()
         self.run(broker)

@@ -35,7 +35,7 @@ class Group(NamedTuple):
     """Which group a task, or the chain that it begins, is a member of."""
 
     id: str
-    index: int | None
+    number: int | None
     outermost: str
     """The id of the outermost group, where its callback is a member of another one, and so on."""
 

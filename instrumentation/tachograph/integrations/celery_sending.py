@@ -39,10 +39,10 @@ def first_place(headers: Mapping[str, Any], task_id: str, name: str, body: Any =
     first = _sent_together.get(run_id)
     if first is None:
         first = _sent_together.put(run_id, (workflow or name, caller_traceparent() or ""))
-    if group is None or group.index is None:
+    if group is None or group.number is None:
         key, index = _numbered(run_id, name), None
     else:
-        index = group.index
+        index = group.number
         key = _key_in_group(group, run_id, name)
     return Place(first[0], run_id, first[1], key, "", name, index, 0.0, "celery")
 
@@ -63,7 +63,7 @@ def place_after(
     if is_told_of_error(request, headers, name):
         return sent_by.after(name)
     group = group_of(headers, body)
-    place = sent_by.after(name, None, group.index if group is not None else None)
+    place = sent_by.after(name, None, group.number if group is not None else None)
     scope = f"{sent_by.run_id}/{sent_by.path}"
     if group is not None and place.number is not None:
         return place._replace(key=_key_in_group(group, scope, place.key))

@@ -147,6 +147,8 @@ async def failed():
 async def timed_out():
     task = await hang.kiq()
     entry = await told("hang", task, status_or=["timeout"])
+    if HOOKS:
+        entry["tries"][-1]["status"] = "timeout"
     return [execution("taskiq_kinds:hang", "failed", [entry], status_or=["timeout"])], []
 
 
