@@ -66,7 +66,8 @@ def python_of(name: str) -> str:
     if installed(name) is None:
         start = time.monotonic()
         venv.create(directory, with_pip=True, clear=True)
-        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        # Of thousands of modules, hundreds are imported: those are compiled then.
+        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
         subprocess.run([*command, *requirements], check=True)
         if alone:
             subprocess.run([*command, "--no-deps", *alone], check=True)
