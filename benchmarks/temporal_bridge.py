@@ -1,7 +1,7 @@
 """What `tachograph bridge temporal` costs a Temporal server that runs workflows of activities which do nothing.
 
-Without and with it, in pairs; the last rows are the processor time of the server and of the bridge. The worker is this process, which the
-bridge does not know.
+Without and with it, in pairs; the last rows are the processor time of the server and of the bridge. The worker is this
+process, which the bridge does not know.
 
     python benchmarks/temporal_bridge.py
 """
