@@ -335,8 +335,8 @@ def requeued(queue):
 def worker_killed(queue):
     job = queue.enqueue("rq_kinds.hang")
     wait(job, "started")
-    job.refresh()
-    lost = step("rq_kinds.hang", "lost", 1, [], started_at=f"{job.started_at:%Y-%m-%dT%H:%M:%S.%f}Z")
+    # When its function began, RQ writes down only once it has ended.
+    lost = step("rq_kinds.hang", "lost", 1, [])
     run = execution("rq_kinds.hang", "lost", [lost])
     # That it has started must be with the reader before the worker is killed.
     tell(f"{PREFIX}_worker_at_work", [run], goes_on=True)
