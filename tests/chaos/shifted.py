@@ -18,7 +18,7 @@ def main() -> None:
     """Shift the clock, and run the command."""
     time.time = lambda: _time() + _SECONDS
     time.time_ns = lambda: _time_ns() + round(_SECONDS * 1e9)
-    from tachograph_exporter.__main__ import main as run
+    from tachograph_exporter import main as run
 
     run()
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Table, func, select
+from tests.ingest.intake import counts_of
 from tests.ingest.lineage_intake import LineageIntake, arrived
+from tests.ingest.told import told_wrong
 from tests.openlineage_values import airflow_dag, airflow_task, encoded, event, run_id
 
 from tachograph_exporter.store import archiving
@@ -296,6 +298,37 @@ def test_a_reader_waits_for_those_that_had_written_when_it_started(intake: Linea
         event("COMPLETE", 9, "r", "job"),
     )["job"]
     assert edges(shown) == {"first->read", "append->read", "read->grow"}
+
+
+def test_what_arrives_after_a_run_was_told_of_is_told_once_and_leaves_it_counted(intake: LineageIntake) -> None:
+    start, read_starts, *others = application()
+    timelines(intake, start, *others)
+    assert told_wrong(intake.events, intake.timelines()) == []
+    # Its start, a minute late; an event that says nothing new; the same from another producer.
+    late: list[dict[str, Any]] = [
+        read_starts,
+        {**read_starts, "eventType": "RUNNING", "eventTime": others[-1]["eventTime"]},
+        {**others[-1], "producer": "https://example.org/another"},
+    ]
+    for each in late:
+        shown = timelines(intake, each)
+        assert told_wrong(intake.events, intake.timelines()) == []
+        assert intake.counted() == counts_of(list(shown.values()))
+    assert (shown["orders"]["status"], steps(shown["orders"])) == (
+        "completed",
+        {"read": "completed", "write": "completed"},
+    )
+
+
+def test_a_parent_is_known_by_the_older_name_of_its_facet(intake: LineageIntake) -> None:
+    for number, item in enumerate(application()):
+        facets = item["run"].get("facets", {})
+        if "parent" in facets:
+            facets["parentRun"] = facets.pop("parent")
+        item["eventTime"] = item["eventTime"].replace("Z", "+00:00[UTC]") if number % 2 else item["eventTime"]
+        intake.take_events([arrived(encoded(item))])
+    shown = timelines(intake)
+    assert steps(shown["orders"]) == {"read": "completed", "write": "completed"}
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -49,6 +50,10 @@ KEPT = {
     "unknown field with an id": {"extra": {"traceId": 5, "spanId": ["?"]}, "other": {"parentSpanId": "not hex"}},
     "an attribute called like an id": {"attributes": [{"key": "traceId", "value": {"stringValue": "not hex"}}]},
     "upper case": {"parentSpanId": ROOT.upper()},
+    "base64, as protobuf's own JSON has it": {
+        "traceId": base64.b64encode(bytes.fromhex(TRACE)).decode(),
+        "spanId": base64.b64encode(bytes(7) + b"7").decode(),
+    },
     "number as time": {"startTimeUnixNano": T0},
     "half an emoji": {"name": "odd \ud83d", "attributes": [{"key": "k", "value": {"stringValue": "\udc00"}}]},
     "unknown kind": {"kind": "SPAN_KIND_NOPE"},

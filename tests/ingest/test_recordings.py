@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.ingest.hurried_intake import WAYS, Hurried
 from tests.ingest.intake import Intake, counts_of, intakes
 from tests.ingest.proven import ASIDE, NAMES, NOT_YET, TOLERANCE, TOLERANCES
 from tests.ingest.recorded import DELIVERIES, in_order, in_pieces, recorded_spans
@@ -14,9 +15,9 @@ from tests.ingest.truth import differences, read_truth
 
 
 @pytest.fixture
-def intake(tmp_path: Path, empty_database: Path) -> Iterator[Callable[[], Intake]]:
+def intake(tmp_path: Path, empty_database: Path) -> Iterator[Callable[[], Hurried]]:
     """Makes intakes with a database of their own."""
-    with intakes(Intake, tmp_path, empty_database) as make:
+    with intakes(Hurried, tmp_path, empty_database) as make:
         yield make
 
 
@@ -32,15 +33,27 @@ def problems_of(name: str, intake: Intake, *, tolerance: float | None = None) ->
     return problems
 
 
+@pytest.mark.parametrize(
+    "deliveries",
+    [(DELIVERIES[0], DELIVERIES[-1]), pytest.param(DELIVERIES[1:-1], marks=pytest.mark.slow)],
+    ids=["two orders", "further orders"],
+)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recording_becomes_what_happened(name: str, intake: Callable[[], Intake]) -> None:
+def test_a_recording_becomes_what_happened(
+    name: str, deliveries: Sequence[tuple[str, int]], intake: Callable[[], Hurried]
+) -> None:
     spans = recorded_spans(name)
     assert len(spans) == read_truth(name)["spans"]
     problems: dict[str, str] = {}
-    for order, size in DELIVERIES:
+    for order, size in deliveries:
         service = intake()
-        for piece in in_pieces(in_order(spans, order), size):
-            assert service.take(piece) == len(piece)
+        pieces = list(in_pieces(in_order(spans, order), size))
+        if order == "reversed":
+            # Stored first.
+            WAYS[NAMES.index(name) % len(WAYS)](service, pieces)
+        else:
+            for piece in pieces:
+                assert service.take(piece) == len(piece)
         service.settle()
         for problem in problems_of(name, service):
             problems.setdefault(problem, f"{order}, {size or 'all'} to a request")
@@ -53,7 +66,7 @@ def test_a_recording_becomes_what_happened(name: str, intake: Callable[[], Intak
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_replay_of_a_recording_changes_nothing(name: str, intake: Callable[[], Intake]) -> None:
+def test_a_replay_of_a_recording_changes_nothing(name: str, intake: Callable[[], Hurried]) -> None:
     service, spans = intake(), recorded_spans(name)
     service.take(spans)
     service.settle()
@@ -65,7 +78,7 @@ def test_a_replay_of_a_recording_changes_nothing(name: str, intake: Callable[[],
     assert (lasting(service), service.counted(), service.events) == (timelines, counted, events)
 
 
-def test_the_queue_of_a_further_try_is_no_backoff(intake: Callable[[], Intake]) -> None:
+def test_the_queue_of_a_further_try_is_no_backoff(intake: Callable[[], Hurried]) -> None:
     service = intake()
     service.take(recorded_spans("airflow3_nightly"))
     service.settle()

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.ingest.hurried_intake import Hurried
 from tests.ingest.intake import Intake
-from tests.ingest.test_deferred import Hurried, keys_of, many
+from tests.ingest.test_deferred import keys_of, many
 from tests.store.test_rollups import differing
 
 from tachograph_exporter.ingest.spans import SpanRecord, parse, records

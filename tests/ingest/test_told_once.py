@@ -10,8 +10,8 @@ from typing import Final
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from tests.api.test_otlp import export, span
+from tests.ingest.hurried_intake import Hurried
 from tests.ingest.intake import intakes
-from tests.ingest.test_deferred import Hurried
 from tests.ingest.told import told_wrong
 
 from tachograph_exporter.ingest import span_rows, span_store
@@ -140,6 +140,16 @@ def test_each_thing_is_told_once(
         problems = told_wrong(service.events, timelines)
         assert not problems, f"seed {seed}: {problems}\n{done}"
     assert service.rows_to_correct() == 0
+
+
+def test_a_run_that_turns_out_to_be_a_step_of_another_is_told_as_both(intake: Callable[[], Hurried]) -> None:
+    service = intake()
+    for spans in ([flow(3, 1, 2, None)], [flow(1, 0, 0, None)], [flow(3, 1, 2, 3)], [flow(1, 0, 0, 9)]):
+        service.take(read(spans))
+    service.settle()
+    assert not told_wrong(service.events, service.timelines())
+    # Before, too, it was told that the run inside has started.
+    assert [type(event).__name__ for event in service.events[:2]] == ["ExecutionStarted", "ExecutionStarted"]
 
 
 def test_a_task_that_runs_an_agent_is_a_run_around_it(intake: Callable[[], Hurried]) -> None:

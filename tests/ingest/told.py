@@ -35,7 +35,12 @@ def due(timelines: Iterable[dict[str, Any]]) -> Counter[Key]:
         if timeline["completed_at"] is not None:
             keys[_named("ExecutionFinished", timeline), name] += 1
         for entry in timeline["step_timeline"]:
-            attempts = entry["attempts"] if entry["skip_reason"] is None else ()
+            if entry["skip_reason"] is not None:
+                if entry["started_at"] is not None:
+                    # It ran, and skipped itself.
+                    keys["StepStarted", entry["step_name"]] += 1
+                continue
+            attempts = entry["attempts"]
             for number, attempt in enumerate(attempts, start=1):
                 keys["StepStarted", entry["step_name"]] += 1
                 if attempt["completed_at"] is not None:

@@ -84,7 +84,10 @@ def changed_states(
             # Its row says nothing.
             if known is not state:
                 changed[span_id] = known
-        elif _BY_KNOWLEDGE[known] > _BY_KNOWLEDGE[state]:
+        elif _BY_KNOWLEDGE[known] > _BY_KNOWLEDGE[state] or (
+            # What is around its execution has arrived since, and makes it a step, too.
+            (known, state) == (Announced.INNER, Announced.EVERYTHING)
+        ):
             changed[span_id] = known
     return changed
 

@@ -1,7 +1,8 @@
 """Export requests in OTLP's JSON.
 
-Ids are hex where protobuf's own JSON mapping has base64, enums are numbers, unknown fields are ignored, and null is a
-field that is not there; see https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding.
+Ids are hex where protobuf's own JSON mapping has base64 (which is read, too), enums are numbers (or names), unknown
+fields are ignored, and null is a field that is not there; see
+https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding.
 
 Each span is decoded by itself: one that cannot be read is counted, and costs no other. It is kept as protobuf, since
 the values of a JSON document take many times its length.
@@ -205,10 +206,16 @@ def _converted(value: Any, conversions: Mapping[str, Callable[[Any], Any]]) -> d
 def _id(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("an id is not a string")  # noqa: TRY004
+    if _BASE64_ID.fullmatch(value):
+        return value
     try:
         return base64.b64encode(bytes.fromhex(value)).decode()
     except ValueError:
         raise ValueError(f"the id {value[:40]!r} is not hex") from None
+
+
+_BASE64_ID: Final = re.compile(r"[A-Za-z0-9+/]{22}==|[A-Za-z0-9+/]{11}=")
+"""16 or 8 bytes as protobuf's own JSON mapping has them, which general encoders write. No hex ends like this."""
 
 
 def _in_range(value: Any) -> Any:

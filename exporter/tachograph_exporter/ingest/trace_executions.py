@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, Row, bindparam, select
 
 from tachograph.clock import NS
-from tachograph.events import Event, ExecutionStatus
+from tachograph.events import Event, ExecutionStatus, StepStarted
 from tachograph.reported_process import ReportedProcess
 from tachograph_exporter.ingest.announcements import Announced, keys_of, start_key, unannounced
 from tachograph_exporter.ingest.assembly.executions import AssembledExecution, EventKey, assemble
@@ -167,7 +167,9 @@ class TraceExecutions:
                 elif execution.root is None and not execution.is_finished and not reading.is_quiet:
                     due[trace_id] = now + round((ENDED_SECONDS if execution.is_named else QUIET_SECONDS) * NS)
             if open_ids and not is_uncertain:
-                withheld[trace_id] = _states(reading.spans, executions, open_ids) | withheld.get(trace_id, {})
+                withheld[trace_id] = _states(reading.spans, executions, open_ids, announced) | withheld.get(
+                    trace_id, {}
+                )
         ours = {
             row.execution_id
             for row in rows.values()
@@ -272,11 +274,14 @@ class TraceExecutions:
 
 
 def _states(
-    spans: Sequence[SpanRecord], executions: Sequence[AssembledExecution], open_ids: AbstractSet[str]
+    spans: Sequence[SpanRecord],
+    executions: Sequence[AssembledExecution],
+    open_ids: AbstractSet[str],
+    announced: AbstractSet[EventKey],
 ) -> dict[str, Announced]:
     """What is announced of a trace's spans: everything, but of those of some executions nothing.
 
-    ``open_ids``: the ids of these.
+    ``open_ids``: the ids of these. ``announced``: the keys of what was before.
     """
     untold = {
         span.span_id
@@ -287,7 +292,9 @@ def _states(
     states = {span.span_id: Announced.EVERYTHING for span in spans if span.span_id not in untold}
     for execution in executions:
         root, around = execution.root, execution.execution.parent_execution_id
-        if root is not None and root.span_id in states and around in open_ids:
+        if root is None or around not in open_ids or (StepStarted, root.span_id, 1) in announced:
+            continue
+        if root.span_id in states:
             states[root.span_id] = Announced.INNER
     return states
 

@@ -244,7 +244,13 @@ def failure_of(span: SpanRecord, rule: Rule, exception: tuple[str, str, str] | N
 
 
 def attempts_of(step: AssembledStep) -> Iterator[tuple[str, int]]:
-    """The id of each attempt's span, and the attempt's number."""
+    """The id of each attempt's span, and the attempt's number.
+
+    A step's own span stands in for an attempt for as long as that one's has not arrived.
+    """
+    if step.attempts:
+        for rule, span in step.spans:
+            yield span.span_id, rule.number(span) or 1
     for place, attempt in enumerate(step.tries):
         yield attempt.span.span_id, _number(step.tries, place)
 

@@ -32,7 +32,7 @@ ENDS: Final = frozenset({"COMPLETE", "FAIL", "ABORT"})
 _MAX_MESSAGE: Final = 4_000
 _MAX_STACK: Final = 20_000
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_TIME: Final = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2})(?:[.,]([0-9]{1,9})[0-9]*)?"
+_TIME: Final = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(?::[0-9]{2})?)(?:[.,]([0-9]{1,9})[0-9]*)?"
                           r"([Zz]|[+-][0-9]{2}:?[0-9]{2})?(?:\[[^\]]*\])?")  # fmt: skip
 _ERROR: Final = re.compile(r"(?:^|\n)([A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt|Warning|Timeout|Failure))\b")
 
@@ -136,7 +136,7 @@ def _run_event(event: Mapping[str, Any], time_ns: int, event_id: str) -> Lineage
         facet(event["run"], "facets"),
     )
     job_type, node = facet(job_facets, "jobType"), facet(job_facets, "dbt_node")
-    parent, root = _parents(facet(run_facets, "parent"), run_id)
+    parent, root = _parents(facet(run_facets, "parent") or facet(run_facets, "parentRun"), run_id)
     return LineageEvent(
         event_id=event_id,
         time_ns=time_ns,

@@ -24,6 +24,7 @@ from tachograph_exporter.ingest.announcements import (
     as_open,
     changed_states,
     mark_announced,
+    when_assembled,
     write_untold,
 )
 from tachograph_exporter.ingest.lineage import vocabulary
@@ -251,8 +252,13 @@ class LineageStore:
             spans = spans_of(own, trace_id)
             kept = {key: span for key, span in before.items() if span.scope != vocabulary.SCOPE}
             whole = {**kept, **{span.span_id: span for span in spans}}
-            rows.delete_spans(connection, workspace_id, trace_id, sorted(before.keys() - whole.keys()))
+            gone = sorted(before.keys() - whole.keys())
+            rows.delete_spans(connection, workspace_id, trace_id, gone)
             changed = [span for span in spans if _differs(before.get(span.span_id), span)]
+            if not (changed or gone or emptied) and all(span.end_ns for span in spans):
+                # The events tell nothing new, not even that something runs. Assembled now, an execution that is
+                # settled would wait for more.
+                continue
             counts[trace_id] = len(whole)
             if changed:
                 fresh[trace_id] = changed
@@ -261,12 +267,23 @@ class LineageStore:
                 earlier = as_announced(before.values(), states)
                 readings[trace_id] = Reading(list(whole.values()), states, earlier, started=started)
         update = self._executions.update(connection, workspace_id, workspace, readings, now, emptied)
-        self._span_rows.put(connection, workspace_id, fresh, counts, update.withheld)
+        again = {
+            trace_id: {
+                span.span_id: _when_remade(now_told.get(span.span_id, Announced.NOTHING), before, states, span)
+                for span in fresh.get(trace_id, ())
+                if span.span_id in states
+            }
+            for trace_id, now_told in update.withheld.items()
+            for before, states in [(stored.get(trace_id, {}), announced.get(trace_id, {}))]
+        }
+        self._span_rows.put(connection, workspace_id, fresh, counts, update.withheld, again)
         for trace_id in readings:
             new = {span.span_id for span in fresh.get(trace_id, ())}
             states = {i: state for i, state in announced.get(trace_id, {}).items() if i not in new}
             mark_announced(connection, workspace_id, trace_id, changed_states(states, update.withheld.get(trace_id)))
         self._span_rows.put_traces(connection, workspace_id, fresh, counts, trace_states, update.due, now)
+        for trace_id in sorted(update.due.keys() - fresh.keys()):
+            make_due(connection, workspace_id, {trace_id}, update.due[trace_id])
         # Where spans of other engines in such a trace tell of a run in several traces, these are assembled again.
         units = TraceGroups.of(connection, workspace_id, readings).values()
         make_due(connection, workspace_id, {i for unit in units if unit.is_group for i in unit.traces}, now)
@@ -275,3 +292,20 @@ class LineageStore:
 
 def _differs(before: SpanRecord | None, span: SpanRecord) -> bool:
     return before is None or before.payload != span.payload or before.resource_id != span.resource_id
+
+
+def _when_remade(
+    now: Announced, before: Mapping[str, SpanRecord], states: Mapping[str, Announced], span: SpanRecord
+) -> Announced:
+    """What is announced of a span that was made anew: ``now``, by its trace; ``before`` and ``states``: as it was."""
+    state, old = states[span.span_id], before.get(span.span_id)
+    is_same_end = old is not None and old.end_ns and span.end_ns and _word_of(old) == _word_of(span)
+    if state is Announced.EVERYTHING and is_same_end:
+        # How it ended has been told; a time or an edge has changed.
+        return state
+    return when_assembled(now, state)
+
+
+def _word_of(span: SpanRecord) -> object:
+    """How a run ended, in its engine's word."""
+    return span.attributes.get(vocabulary.STATE)
