@@ -15,7 +15,7 @@ demo: $(VENV)/.exporter  ## Install, run the example workflows, and serve the AP
 	$(BIN)/tachograph demo $(DEMO_OPTIONS)
 
 test: $(VENV)/.test system-packages node-packages  ## Install everything the tests need, then run `make check`
-	$(BIN)/python -m tests.engines.run --install dagster
+	$(BIN)/python -m tests.engines.run --install dagster prefect
 	$(MAKE) check
 
 # The types are checked beside the tests, because mypy uses one processor alone; what it says comes last.
