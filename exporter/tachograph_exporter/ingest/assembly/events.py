@@ -23,7 +23,8 @@ from tachograph.redaction import mask_text
 from tachograph.run_window import RunWindow
 from tachograph.workflow.attempts import StepAttempts
 from tachograph_exporter.ingest.assembly.agents import Spent
-from tachograph_exporter.ingest.assembly.steps import AssembledStep, NestedRun, bounds
+from tachograph_exporter.ingest.assembly.assembled_step import AssembledStep, NestedRun
+from tachograph_exporter.ingest.assembly.steps import bounds
 from tachograph_exporter.ingest.assembly.trace import start_order
 from tachograph_exporter.ingest.assembly.tries import Try
 from tachograph_exporter.ingest.lineage.vocabulary import SKIPPED_ITSELF

@@ -32,6 +32,7 @@ from tachograph.events import (
 from tachograph.identity import ExecutionRef, Origin, workflow_id
 from tachograph.run_window import RunWindow, placed
 from tachograph.workflow.attempts import start_of
+from tachograph_exporter.ingest.assembly.assembled_step import AssembledStep, NestedRun, has_failed, may_grow, was_lost
 from tachograph_exporter.ingest.assembly.dependencies import identify, mark_blocked
 from tachograph_exporter.ingest.assembly.events import (
     OUTCOMES,
@@ -44,17 +45,7 @@ from tachograph_exporter.ingest.assembly.events import (
     step_events,
     tells_why,
 )
-from tachograph_exporter.ingest.assembly.steps import (
-    NAME_LIMIT,
-    AssembledStep,
-    NestedRun,
-    has_failed,
-    may_grow,
-    place,
-    stand_in,
-    steps_of,
-    was_lost,
-)
+from tachograph_exporter.ingest.assembly.steps import NAME_LIMIT, place, stand_in, steps_of
 from tachograph_exporter.ingest.assembly.trace import TraceSpans, executions_of, nesting, run_of
 from tachograph_exporter.ingest.built_in_rules import ANY, BUILT_IN
 from tachograph_exporter.ingest.lineage.joining import joined
