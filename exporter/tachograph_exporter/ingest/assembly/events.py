@@ -247,13 +247,16 @@ def failure_of(span: SpanRecord, rule: Rule, exception: tuple[str, str, str] | N
 def attempts_of(step: AssembledStep) -> Iterator[tuple[str, int]]:
     """The id of each attempt's span, and the attempt's number.
 
-    A step's own span stands in for an attempt for as long as that one's has not arrived.
+    The step's own span, or one that says how an attempt ended, stands in for it as long as its own has not arrived.
     """
     if step.attempts:
         for rule, span in step.spans:
             yield span.span_id, rule.number(span) or 1
-    for place, attempt in enumerate(step.tries):
-        yield attempt.span.span_id, _number(step.tries, place)
+    numbers = {attempt.span.span_id: _number(step.tries, place) for place, attempt in enumerate(step.tries)}
+    for _, span in step.outcomes:
+        if span.parent_span_id in numbers:
+            yield span.span_id, numbers[span.parent_span_id]
+    yield from numbers.items()
 
 
 def running_span(step: AssembledStep) -> str | None:
