@@ -27,8 +27,9 @@ from tachograph_exporter.ingest.assembly.assembled_step import AssembledStep, Ne
 from tachograph_exporter.ingest.assembly.steps import bounds
 from tachograph_exporter.ingest.assembly.trace import start_order
 from tachograph_exporter.ingest.assembly.tries import Try
+from tachograph_exporter.ingest.built_in_rules import ANY
 from tachograph_exporter.ingest.lineage.vocabulary import SKIPPED_ITSELF
-from tachograph_exporter.ingest.rules import Rule
+from tachograph_exporter.ingest.rules import Kind, Rule
 from tachograph_exporter.ingest.spans import SpanRecord, clean
 
 OUTCOMES: Final = frozenset({"completed", "failed", "cancelled", "timeout", "lost"})
@@ -263,4 +264,6 @@ def running_span(step: AssembledStep) -> str | None:
     """The id of the span of the attempt that runs, if one does."""
     if step.run is not None or not step.tries or step.finished_ns is not None or step.is_between_attempts:
         return None
+    if step.rule is ANY and step.first.kind == Kind.PRODUCER:
+        return None  # Whoever reads the message will be the step.
     return step.tries[-1].span.span_id if not step.tries[-1].end_ns else None

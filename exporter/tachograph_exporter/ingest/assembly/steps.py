@@ -18,7 +18,7 @@ from tachograph_exporter.ingest.assembly.assembled_step import AssembledStep, Ne
 from tachograph_exporter.ingest.assembly.repeated_runs import split_repeated
 from tachograph_exporter.ingest.assembly.trace import NearestAncestor, TraceSpans, WithinExecution, start_order
 from tachograph_exporter.ingest.assembly.tries import Matched, status_of
-from tachograph_exporter.ingest.built_in_rules import ANY, CONSUMED
+from tachograph_exporter.ingest.built_in_rules import ANY, CONSUMED, SENT
 from tachograph_exporter.ingest.rules import RETRYING, Kind, Role, Rule
 from tachograph_exporter.ingest.spans import SpanRecord, clean
 
@@ -101,6 +101,8 @@ def steps_of(
         # Spans of unknown kind: the children of the root are the steps.
         top = root.span_id if root is not None else None
         for span in unknown:
+            if span.kind == Kind.PRODUCER and rules.get(span.parent_span_id) is SENT:
+                continue  # It sent the message that the span above it stands for.
             if span.parent_span_id == top or span.parent_span_id not in spans_by_id:
                 steps.add(CONSUMED if span.kind == Kind.CONSUMER else ANY, span, "spans")
     _merge_repetitions(steps)
