@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any, cast
 
 import pytest
-from celery import Celery, beat, chain, group, signals
+from celery import Celery, beat, chain, chord, group, signals
 from celery.contrib.testing.worker import start_worker
 from celery.schedules import crontab, schedule, solar
 from kombu.exceptions import EncodeError
@@ -33,7 +33,7 @@ SIGNALS = [value for value in vars(signals).values() if isinstance(value, signal
 
 @pytest.fixture
 def app() -> Iterator[Celery]:
-    app = Celery("shop", broker="memory://", set_as_current=False)
+    app = Celery("shop", broker="memory://", backend="cache+memory://", set_as_current=False)
     app.conf.timezone = "Europe/Berlin"
 
     def identity(number: int) -> int:
@@ -138,6 +138,44 @@ def test_uninstrumented_nothing_is_left(app: Celery) -> None:
     integration.uninstrument(app)
     assert ours() == []
     assert header_of(app) is None
+
+
+def test_what_is_sent_together_is_one_run(app: Celery) -> None:
+    fetch, store = app.tasks["shop.fetch"], app.tasks["shop.store"]
+    sent: list[places.Place] = []
+
+    def look(headers: Any = None, **_: Any) -> None:
+        place = places.place_in(headers)
+        assert place is not None
+        sent.append(place)
+
+    signals.after_task_publish.connect(look)
+    try:
+        # The message of a chain's first task does not say the group.
+        group(chain(fetch.s(i), store.s()) for i in range(3)).apply_async()
+        assert [(place.workflow, place.key, place.number) for place in sent] == [
+            ("shop.fetch", "shop.fetch", number) for number in range(3)
+        ]
+        assert len({place.run_id for place in sent}) == 1
+        sent.clear()
+        # The header of a chord has another chord.
+        inner = chord([fetch.s(0), fetch.s(1)], store.s())
+        chord([inner, fetch.s(2)], store.s()).apply_async()
+        assert [(place.key, place.number) for place in sent] == [
+            ("shop.fetch", 0), ("shop.fetch", 1), ("shop.fetch#2", 1)
+        ]  # fmt: skip
+        assert len({place.run_id for place in sent}) == 1
+        sent.clear()
+        with integration.together("nightly", run_id="monday"):
+            chain(fetch.s(1), group(store.s(), store.s())).apply_async()
+            fetch.delay(2)
+        fetch.delay(3)
+        assert [(place.workflow, place.key) for place in sent] == [
+            ("nightly", "shop.fetch"), ("nightly", "shop.fetch#2"), ("shop.fetch", "shop.fetch")
+        ]  # fmt: skip
+        assert {place.run_id for place in sent[:2]} == {"monday"}
+    finally:
+        signals.after_task_publish.disconnect(look)
 
 
 def test_spans_of_messages_are_in_the_trace_of_their_run(app: Celery) -> None:

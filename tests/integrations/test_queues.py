@@ -12,6 +12,8 @@ from typing import Any
 import dramatiq
 import pytest
 from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import GroupCallbacks
+from dramatiq.rate_limits.backends import StubBackend
 from redis import Redis
 from rq import Queue, SimpleWorker
 from rq.job import Job, JobStatus, Retry
@@ -184,6 +186,23 @@ class TestDramatiq:
         self.run(broker)
         assert tries[-1] == 7
         assert any("not reported" in record.message for record in caplog.records)
+
+    def test_a_group_of_pipelines_is_one_run(self, broker: StubBroker, events: list[Any]) -> None:
+        make: Any = StubBackend
+        broker.add_middleware(GroupCallbacks(make()))
+        decorate: Any = dramatiq.actor
+        group: Any = dramatiq.group
+        fetch, store, total = (decorate(lambda *_: None, actor_name=name, broker=broker) for name in "fst")
+        pipelines = [dramatiq.pipeline([fetch.message(), store.message()], broker=broker) for _ in range(3)]
+        together = group(pipelines, broker=broker)
+        together.add_completion_callback(total.message())
+        together.run()
+        self.run(broker)
+        told(events)
+        assert {workflow for workflow, _ in runs_of(events)} == {"f"}
+        assert len(runs_of(events)) == 1
+        ended = sorted((each.step.name, each.step.map_index or "") for each in events if isinstance(each, StepFinished))
+        assert ended == [*[("f", str(i)) for i in range(3)], *[("s", str(i)) for i in range(3)], ("t", "")]
 
     def test_uninstrumented_nothing_is_left(self, broker: StubBroker, events: list[Any]) -> None:
         dramatiq_integration.instrument(broker)

@@ -14,30 +14,37 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from tachograph import meter
+from tachograph.integrations.celery_eager import eager_step, enter, innermost, leave, start
+from tachograph.integrations.celery_eager import forget as forget_running
 from tachograph.integrations.celery_places import (
     attempt_of,
+    callback_place,
     headers_of,
     ids_after,
-    ids_in,
-    index_of,
     is_simple,
+    is_told_of_error,
     moment_of,
+    replaces,
     seconds_until,
     task_of,
 )
 from tachograph.integrations.celery_schedules import take_over_schedules
-from tachograph.integrations.places import HEADER, Memory, Place, header_of, numbered, place_in, read
+from tachograph.integrations.celery_sending import first_place, place_after
+from tachograph.integrations.celery_sending import forget as forget_sent
+from tachograph.integrations.places import HEADER, Memory, Place, header_of, place_in, read
+from tachograph.integrations.sending import together
 from tachograph.integrations.traces import enter_trace, leave_trace
 from tachograph.quiet_log import QuietLog
 from tachograph.recording.setup import get_recorder
 from tachograph.report import Run, Step
-from tachograph.report.safely import caller_traceparent
 from tachograph.resources import Resources
 from tachograph.workflow.reporter import engine_reporter
+
+__all__ = ["instrument", "together", "uninstrument"]
 
 quiet = QuietLog(logging.getLogger(__name__))
 
@@ -55,8 +62,8 @@ class _Received(NamedTuple):
 
 
 _received = Memory()
-_sent_together = Memory()
-_counts = Memory()
+_replaced = Memory()
+"""Tasks that replace themselves by others, by their ids."""
 _measuring = Memory()
 """Meters of the tasks that run in this process, by their ids."""
 
@@ -87,8 +94,10 @@ def uninstrument(app: Any = None) -> None:
     except Exception:
         quiet.exception("uninstrument", "Celery is not uninstrumented")
     _app = None
-    for memory in (_received, _sent_together, _counts, _measuring):
+    for memory in (_received, _replaced, _measuring):
         memory.clear()
+    forget_sent()
+    forget_running()
 
 
 def _uid(handler: Callable[..., None]) -> str:
@@ -141,20 +150,21 @@ def _before_publish(sender: Any, headers: Any = None, body: Any = None, **_: Any
         headers[HEADER] = header_of(known._replace(queued=due))
         return
     request = _current_request()
-    place, sent_by = None, None
-    if request is not None and request.id != task_id:
-        sent_by = place_in(request)
-        if sent_by is not None:
-            place = _place_after(sent_by, request, task_id, name, headers)
+    place, sent_by = None, _sender(request)
+    if request is not None and sent_by is not None:
+        place = place_after(sent_by, request, task_id, name, headers, body)
     if place is None:
-        place = _first_place(headers, task_id, name)
+        place = first_place(headers, task_id, name, body)
     place = place._replace(queued=due)
     headers[HEADER] = header_of(place)
     step = place.step
-    if sent_by is None:
+    if request is None or sent_by is None:
         place.run.queued(at=now)
         _enter_trace(place.run)
-    elif request is not None and task_id in ids_after(request):
+    elif replaces(request, task_id, body):
+        _replaced.put(request.id, True)
+        step.depend_on(sent_by.step)
+    elif task_id in ids_after(request) or is_told_of_error(request, headers, name):
         step.depend_on(sent_by.step)
     step.queued(at=due)
 
@@ -186,41 +196,10 @@ def _enter_trace(run: Run) -> None:
     receivers[:] = [*[entry for entry in receivers if entry[1] is not _after_publish], *ours]
 
 
-def _first_place(headers: Mapping[str, Any], task_id: str, name: str) -> Place:
-    """The place of a task that no task sent."""
-    group = headers.get("group")
-    run_id = str(group or headers.get("root_id") or task_id)
-    first = _sent_together.get(run_id)
-    if first is None:
-        first = _sent_together.put(run_id, (name, caller_traceparent() or ""))
-    index = index_of(headers) if group else None
-    return Place(first[0], run_id, first[1], _numbered(run_id, name, index), "", name, index, 0.0, "celery")
-
-
-def _place_after(sent_by: Place, request: Any, task_id: str, name: str, headers: Mapping[str, Any]) -> Place:
-    """The place of a task that another task sent."""
-    if task_id in set(ids_in(request.chord)):
-        # Whichever task of the group ends last sends it.
-        return sent_by.after(name, sent_by.around)
-    index = index_of(headers) if headers.get("group") else None
-    place = sent_by.after(name, None, index)
-    if index is None and task_id not in ids_after(request):
-        # A task may send as many others of a name as it likes.
-        place = place._replace(key=_numbered(f"{sent_by.run_id}/{sent_by.path}", place.key, None))
-    return place
-
-
-def _numbered(scope: str, key: str, index: int | None) -> str:
-    """The key, and a number if it was there before in this scope."""
-    if index is not None:
-        return key
-    return numbered(key, _counts.count((scope, key)))
-
-
 @_harmless
 def _task_received(sender: Any, request: Any = None, **_: Any) -> None:
     headers = headers_of(request)
-    place = place_in(headers) or _first_place(headers, request.id, request.name)
+    place = place_in(headers) or first_place(headers, request.id, request.name)
     # The pool keeps the request for as long as it needs it.
     _received.put(request.id, _Received(place, attempt_of(headers), weakref.ref(request)))
 
@@ -228,9 +207,13 @@ def _task_received(sender: Any, request: Any = None, **_: Any) -> None:
 @_harmless
 def _task_prerun(sender: Any, task: Any = None, **_: Any) -> None:
     request = task.request
-    if request.called_directly or request.is_eager:
+    if request.called_directly:
+        return
+    if request.is_eager:
+        start(request, task.name)
         return
     place = _place_of(request, task.name)
+    enter(request, place)
     step = place.step
     inputs = {"args": request.argsrepr, "kwargs": request.kwargsrepr}
     step.started(attempt=attempt_of(request), inputs=inputs, queued_at=place.queued or None)
@@ -258,17 +241,19 @@ def _plan(place: Place, step: Step, request: Any) -> None:
     for signature in [*reversed(request.chain or ())][:_MAX_PLANNED]:
         if not is_simple(signature):
             return
-        at = at.after(task_of(signature))
-        following = at.run.step(at.name, key=at.key, depends_on=[previous])
-        following.planned()
-        previous = following
+        at = at.follow(task_of(signature))
+        previous = _plan_after(previous, at)
     for signature in request.callbacks or ():
         if is_simple(signature):
-            after = place.after(task_of(signature))
-            after.run.step(after.name, key=after.key, depends_on=[step]).planned()
+            _plan_after(step, place.after(task_of(signature)))
     if not request.chain and is_simple(request.chord):
-        after = place.after(task_of(request.chord), place.around)
-        after.run.step(after.name, key=after.key, depends_on=[step]).planned()
+        _plan_after(step, callback_place(place, request.chord))
+
+
+def _plan_after(step: Step, place: Place) -> Step:
+    following = place.step
+    following.depend_on(step)
+    return following.planned()
 
 
 @_harmless
@@ -297,6 +282,8 @@ def _task_failure(sender: Any, task_id: Any = None, exception: Any = None, **_: 
 
     request = sender.request
     if request.is_eager:
+        if (inner := eager_step(request)) is not None:
+            inner.failed(exception)
         return
     attempt = None
     if request.id == task_id:
@@ -325,10 +312,14 @@ def _begin_late(place: Place, attempt: int, request: Any) -> None:
 @_harmless
 def _task_postrun(sender: Any, task: Any = None, state: Any = None, **_: Any) -> None:
     if state == "IGNORED" and (step := _running_step(task)) is not None:
-        step.skipped("itself")
+        if _replaced.take(task.request.id):
+            step.finished()  # What it replaced itself by goes on.
+        else:
+            step.skipped("itself")
     elif state == "REJECTED" and (step := _running_step(task)) is not None:
         step.lost("Rejected: the task gave its message back")
     _used(task.request)  # However it ended: it is measured no longer.
+    leave(task.request)
 
 
 @_harmless
@@ -365,8 +356,10 @@ def _beat_starts(sender: Any, **_: Any) -> None:
 
 def _running_step(task: Any) -> Step | None:
     request = task.request
-    if request.called_directly or request.is_eager:
+    if request.called_directly:
         return None
+    if request.is_eager:
+        return eager_step(request)
     return _place_of(request, task.name).step
 
 
@@ -384,6 +377,13 @@ def _current_request() -> Any:
     task = _app.current_worker_task if _app is not None else None
     request = task.request if task is not None else None
     return request if request is not None and request.id else None
+
+
+def _sender(request: Any) -> Place | None:
+    """The place of the task that sends something now, by its request."""
+    if request is None:
+        return None
+    return innermost() if request.is_eager else place_in(request)
 
 
 def _is_resent(task_id: str) -> bool:

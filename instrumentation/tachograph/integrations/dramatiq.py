@@ -71,6 +71,18 @@ def _ours(broker: Any) -> list[Any]:
     return [each for each in broker.middleware if isinstance(getattr(each, "reports", None), _Messages)]
 
 
+def _group_of(options: Mapping[str, Any]) -> str | None:
+    """The group of which a message is a member, or its pipeline: of a pipeline the last message says that."""
+    for _ in range(_MAX_PLANNED):
+        target = options.get("pipe_target")
+        inner = target.get("options") if isinstance(target, Mapping) else None
+        if not isinstance(inner, Mapping):
+            break
+        options = inner
+    group = options.get("group_completion_uuid")
+    return group if isinstance(group, str) else None
+
+
 def _come_first() -> None:
     """Hear that a message is about to be made before those that make a span of it."""
     from dramatiq import Actor
@@ -151,7 +163,7 @@ class _Messages:
             self._delayed.put(message_id, True)
         place = self._sending.place(
             message.actor_name, message_id if count == 1 else f"{message_id}+{count - 1}", due=due,
-            group=options.get("group_completion_uuid"), traceparent=_span_of(options),
+            group=_group_of(options), traceparent=_span_of(options),
         )  # fmt: skip
         options[HEADER] = header_of(place)
         self._plan(options, place)
@@ -165,7 +177,7 @@ class _Messages:
             inner = dict(target.get("options") or {})
             following = self._sending.place(
                 str(target["actor_name"]), str(target["message_id"]), due=None,
-                group=inner.get("group_completion_uuid"), after=[place],
+                group=_group_of(inner), after=[place],
             )  # fmt: skip
             inner[HEADER] = header_of(following)
             self._plan(inner, following, depth + 1)

@@ -79,6 +79,12 @@ class Place(NamedTuple):
         around = self.path if path is None else path
         return self._replace(key=below(around, name), around=around, name=name, number=number, queued=0.0, attempt=1)
 
+    def follow(self, name: str) -> Place:
+        """The place of the next task in a chain; of one that is a member of a group, an instance as this one is."""
+        if self.number is None:
+            return self.after(name)
+        return self._replace(key=below(self.key, name), name=name, queued=0.0, attempt=1)
+
     def again(self) -> Place:
         """The place in the next run of the same task, once this run has ended: somebody sends it again."""
         run_id, plus, count = self.run_id.rpartition("+")

@@ -44,6 +44,11 @@ def together(workflow: str, *, run_id: object = None) -> Iterator[None]:
         _together.reset(token)
 
 
+def sent_together() -> Place | None:
+    """The run of the block `together` that this code runs in, outside of any task."""
+    return _together.get()
+
+
 class Sending:
     """Gives places to the messages that this process sends for an engine."""
 

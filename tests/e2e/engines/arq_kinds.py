@@ -243,7 +243,7 @@ async def main(address, names):
         await Worker([func(hang, timeout=60)], redis_pool=pool, queue_name="arq:killed", poll_delay=0.05).async_run()
     worker = Worker(functions, redis_pool=pool, handle_signals=False, poll_delay=0.05, allow_abort_jobs=True)
     running = asyncio.create_task(worker.async_run())
-    for scene in [*SCENES, *(HOOKED if HOOKS else BY_SPANS)]:
+    for scene in [*SCENES, *BY_SPANS, *(HOOKED if HOOKS else ())]:
         if not names or scene.__name__ in names:
             executions, unknowable = await scene(pool)
             provider.force_flush()

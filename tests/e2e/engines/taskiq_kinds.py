@@ -1,4 +1,4 @@
-"""Taskiq tasks as users write them, instrumented only with taskiq's own middleware.
+"""Taskiq tasks as users write them, instrumented with taskiq's own middleware, and with `HOOKS=1` with Tachograph's.
 
 python taskiq_kinds.py redis://… [SCENE …]       plays scenes, with a worker of its own
 
@@ -7,6 +7,7 @@ The truth is from the result backend; how often a task was tried is from a journ
 
 import asyncio
 import os
+import signal
 import sys
 
 from opentelemetry import trace
@@ -19,7 +20,11 @@ from taskiq_redis import ListQueueBroker, RedisAsyncResultBackend
 from telling import execution, spawn, step, stop_at_sigterm, tell
 
 BROKER = os.environ.get("BROKER") or os.environ.setdefault("BROKER", sys.argv[1])
+# Then Tachograph's middleware tells of the tasks, beside the spans.
+HOOKS = os.environ.get("HOOKS") == "1"
 JOURNAL = os.environ.setdefault("JOURNAL", os.path.abspath("taskiq.txt"))
+
+PREFIX = "taskiq_hooks" if HOOKS else "taskiq"
 
 provider = TracerProvider()
 provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=200))
@@ -29,6 +34,18 @@ broker = (
     .with_result_backend(RedisAsyncResultBackend(BROKER))
     .with_middlewares(OpenTelemetryMiddleware(), SimpleRetryMiddleware(default_retry_count=3))
 )
+if HOOKS:
+    import tachograph
+    import tachograph.integrations.taskiq
+
+    tachograph.integrations.taskiq.instrument(broker)
+
+
+def together(name):
+    """A span around what is sent; or a block, if hooks tell."""
+    if HOOKS:
+        return tachograph.integrations.taskiq.together(name)
+    return trace.get_tracer("shop").start_as_current_span(name)
 
 
 def note(name):
@@ -68,6 +85,12 @@ async def hang():
 
 
 @broker.task
+async def stuck():
+    note("stuck")
+    await asyncio.sleep(60)
+
+
+@broker.task
 async def order():
     note("order")
     await extract.kiq()
@@ -86,10 +109,32 @@ async def told(name, task, **more):
 
 
 async def two():
-    with trace.get_tracer("shop").start_as_current_span("taskiq nightly"):
+    with together("taskiq nightly"):
         tasks = [await extract.kiq(), await flaky.kiq()]
     steps = [await told("extract", tasks[0]), await told("flaky", tasks[1])]
     return [execution("taskiq nightly", "completed", steps)], []
+
+
+async def five():
+    """Five tasks of one name."""
+    with together("taskiq five"):
+        tasks = [await extract.kiq() for _ in range(5)]
+    for task in tasks:
+        await task.wait_result(timeout=60, check_interval=0.05)
+    steps = [step("taskiq_kinds:extract", "completed", 1, [], run_id=task.task_id) for task in tasks]
+    return [execution("taskiq five", "completed", steps)], []
+
+
+async def worker_killed():
+    task = await stuck.kiq()
+    while not tries_of("stuck"):  # noqa: ASYNC110 - only the journal knows
+        await asyncio.sleep(0.02)
+    run = execution("taskiq_kinds:stuck", "lost", [step("taskiq_kinds:stuck", "lost", 1, [], run_id=task.task_id)])
+    # That it has started must be with the reader before the worker is killed.
+    await asyncio.to_thread(tell, "taskiq_hooks_worker_at_work", [run], goes_on=True)
+    os.killpg(WORKER[0].pid, signal.SIGKILL)
+    WORKER[0].wait()
+    return [run], []
 
 
 async def failed():
@@ -102,6 +147,8 @@ async def failed():
 async def timed_out():
     task = await hang.kiq()
     entry = await told("hang", task, status_or=["timeout"])
+    if HOOKS:
+        entry["tries"][-1]["status"] = "timeout"
     return [execution("taskiq_kinds:hang", "failed", [entry], status_or=["timeout"])], []
 
 
@@ -124,22 +171,28 @@ UNKNOWN = {
 }
 """What spans cannot tell of a scene, in words."""
 
+WORKER = []
 SCENES = [two, failed, timed_out, nested]
+HOOKED = [five, worker_killed]
+"""What only the middleware of Tachograph can tell, and no span."""
 
 
 async def main(names):
     await broker.startup()
     command = [sys.executable, "-m", "taskiq", "worker", "taskiq_kinds:broker", "--workers", "1"]
     worker = spawn(command, "worker.log")
+    WORKER.append(worker)
     try:
-        for scene in SCENES:
+        for scene in [*SCENES, *(HOOKED if HOOKS else ())]:
             if not names or scene.__name__ in names:
                 executions, unknowable = await scene()
                 provider.force_flush()
-                more = {"index_from": None, "edges_from": "recording", "unknowable": unknowable,
-                        "unknown": UNKNOWN.get(scene.__name__, []),
+                if HOOKS:
+                    tachograph.get_recorder().flush(60)
+                more = {"index_from": None, "edges_from": "recording", "unknowable": [] if HOOKS else unknowable,
+                        "unknown": [] if HOOKS else UNKNOWN.get(scene.__name__, []),
                         "truth_from": "the result backend; how often a task ran from a journal"}  # fmt: skip
-                await asyncio.to_thread(tell, f"taskiq_{scene.__name__}", executions, **more)
+                await asyncio.to_thread(tell, f"{PREFIX}_{scene.__name__}", executions, **more)
     finally:
         worker.terminate()
         worker.wait()
