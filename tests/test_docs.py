@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import tachograph
 from tachograph_exporter.api.all_routes import ROUTES
 from tachograph_exporter.store.schema import metadata
+from tests import programs
 from tests.conftest import ROOT
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -32,8 +32,8 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_generated_tables_are_up_to_date() -> None:
-    checked = subprocess.run([sys.executable, str(ROOT / "tools" / "docs.py"), "--check"], capture_output=True,
-                             text=True, check=False)  # fmt: skip
+    checked = programs.run([sys.executable, str(ROOT / "tools" / "docs.py"), "--check"], capture_output=True,
+                           text=True, check=False)  # fmt: skip
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 

@@ -199,7 +199,7 @@ async def test_a_step_of_the_branch_that_was_not_taken_before_is_not_blamed(api:
         assert comparison["culprit"] is None, comparison["sentence"]
         assert (steps["everything"]["not_in_reference"], steps["everything"]["blame"]) == (True, 0.0)
         assert not steps["read"]["not_in_reference"]
-        assert "It took another path: “everything” (5" in comparison["sentence"]
+        assert "It took another path: “everything” (" in comparison["sentence"]
         assert "% of the slowdown" not in comparison["sentence"]
     back = await api.get(f"/api/workflows/executions/compare?a={everything}&b={few[0]}")
     assert (back["culprit"], "another path" in back["sentence"]) == (None, False)

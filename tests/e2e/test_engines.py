@@ -121,13 +121,21 @@ def test_temporal_with_a_real_server(server: Callable[..., Server], temporal: st
     )
 
 
-def test_dagster_in_an_environment_of_its_own(server: Callable[..., Server], tmp_path: Path) -> None:
-    python = installed("dagster")
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("engine", "scene", "variables"),
+    [("dagster", "dagster113_varied", {"ONE_PROCESS": "1"}), ("prefect", "prefect39_nightly", {})],
+    ids=["dagster", "prefect"],
+)
+def test_an_engine_in_an_environment_of_its_own(
+    server: Callable[..., Server], tmp_path: Path, engine: str, scene: str, variables: dict[str, str]
+) -> None:
+    python = installed(engine)
     if python is None:
-        pytest.skip("needs Dagster in an environment of its own (python -m tests.engines.run --install dagster)")
-    variables = {"ONE_PROCESS": "1"}
-    (scene,) = played(server(), "dagster_kinds.py", "varied", (), tmp_path, python=python, variables=variables)
-    assert scene.name == "dagster113_varied"
+        pytest.skip(f"needs an environment of its own (python -m tests.engines.run --install {engine})")
+    names = scene.partition("_")[2]
+    scenes = played(server(), f"{engine}_kinds.py", names, (), tmp_path, python=python, variables=variables)
+    assert [each.name for each in scenes] == [scene]
 
 
 @pytest.mark.parametrize(

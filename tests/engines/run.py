@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -65,15 +67,48 @@ def python_of(name: str) -> str:
     python, marker = directory / "bin" / "python", directory / "requirements.txt"
     if installed(name) is None:
         start = time.monotonic()
-        venv.create(directory, with_pip=True, clear=True)
-        # Of thousands of modules, hundreds are imported: those are compiled then.
-        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
-        subprocess.run([*command, *requirements], check=True)
-        if alone:
-            subprocess.run([*command, "--no-deps", *alone], check=True)
+        _install(directory, requirements, alone)
         marker.write_text("\n".join(requirements + alone))
         print(f"{name}: installed in {time.monotonic() - start:.0f} s")
     return str(python)
+
+
+def _install(directory: Path, requirements: list[str], alone: list[str]) -> None:
+    """Make an environment. uv takes a tenth of the time of pip, which is tried where uv cannot reach what pip can."""
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+    if uv is not None:
+        variables = {"UV_HTTP_TIMEOUT": "180", "UV_NO_PROGRESS": "1", "UV_LINK_MODE": "copy"}
+        # What pip is told of the index and its certificate.
+        told = {"PIP_CERT": "SSL_CERT_FILE", "PIP_INDEX_URL": "UV_DEFAULT_INDEX"}
+        variables |= {ours: os.environ[theirs] for theirs, ours in told.items() if theirs in os.environ}
+        environment = {**variables, **os.environ}
+        make = [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(directory)]
+        install = [uv, "pip", "install", "--quiet", "--python", str(directory / "bin" / "python")]
+        try:
+            subprocess.run(make, check=True, env=environment)
+            subprocess.run([*install, *requirements], check=True, env=environment)
+            if alone:
+                subprocess.run([*install, "--no-deps", *alone], check=True, env=environment)
+        except subprocess.CalledProcessError:
+            print(f"{directory.name}: uv could not install it, pip is tried", file=sys.stderr)
+        else:
+            return
+    venv.create(directory, with_pip=True, clear=True)
+    # Of thousands of modules, hundreds are imported: those are compiled then.
+    pip = [str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-compile"]
+    pip.append("--disable-pip-version-check")
+    subprocess.run([*pip, *requirements], check=True)
+    if alone:
+        subprocess.run([*pip, "--no-deps", *alone], check=True)
+
+
+def install(names: list[str]) -> None:
+    """Make the environments of engines. Those that cannot be made are named; their tests are skipped."""
+    for name in names:
+        try:
+            python_of(ENGINES[name]["environment"])
+        except (subprocess.CalledProcessError, OSError) as error:
+            print(f"{name} cannot be installed here, so its tests are skipped: {error}", file=sys.stderr)
 
 
 def version_of(python: str, package: str) -> str:
@@ -201,8 +236,7 @@ def main() -> int:
     arguments = parser.parse_args()
     problems = []
     if arguments.install:
-        for name in arguments.engines:
-            python_of(ENGINES[name]["environment"])
+        install(arguments.engines)
         return 0
     for name in arguments.engines or [name for name, entry in ENGINES.items() if "environment" in entry]:
         print(f"== {name}", flush=True)

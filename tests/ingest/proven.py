@@ -94,7 +94,8 @@ def _instrumentation(truth: Truth) -> str:
 
 
 def _title(engine: str) -> str:
-    own = {"arq": "arq", "dbt": "dbt", "n8n": "n8n", "rq": "RQ", "taskiq": "taskiq", "langchain": "LangChain",
+    own = {"arq": "arq", "dbt": "dbt", "faststream": "FastStream on Kafka",
+           "n8n": "n8n", "rq": "RQ", "taskiq": "taskiq", "langchain": "LangChain",
            "langgraph": "LangGraph", "openai-agents": "OpenAI Agents"}  # fmt: skip
     return own.get(engine) or (engine if "-" in engine else engine.title())
 

@@ -152,6 +152,28 @@ def test_a_run_that_turns_out_to_be_a_step_of_another_is_told_as_both(intake: Ca
     assert [type(event).__name__ for event in service.events[:2]] == ["ExecutionStarted", "ExecutionStarted"]
 
 
+def test_a_sent_message_is_told_of_when_it_was_read(intake: Callable[[], Hurried]) -> None:
+    root, create, publish = (
+        span("orders", 1, 0, 0, 1),
+        span("orders create", 2, 1, 0.1, 0.1),
+        span("send", 3, 2, 0.1, 0.2),
+    )
+    process = span("orders process", 4, 2, 2, 3, error="no such item")
+    create.kind = publish.kind = Span.SPAN_KIND_PRODUCER
+    process.kind = Span.SPAN_KIND_CONSUMER
+    service = intake()
+    service.take(read([root, create, publish]))
+    assert [type(event).__name__ for event in service.events] == ["ExecutionStarted"]
+    service.take(read([process]))
+    service.settle()
+    (timeline,) = service.timelines()
+    assert timeline["status"] == "failed"
+    assert [(entry["step_name"], entry["status"]) for entry in timeline["step_timeline"]] == [
+        ("orders process", "failed"),
+    ]  # fmt: skip
+    assert not told_wrong(service.events, [timeline])
+
+
 def test_a_task_that_runs_an_agent_is_a_run_around_it(intake: Callable[[], Hurried]) -> None:
     for spans in (TRACES["an agent in a task"], TRACES["an agent in a task"][::-1]):
         service = intake()

@@ -21,7 +21,7 @@ __all__ = ["intake"]
 
 CHOSEN: Final = frozenset({
     "airflow33_nightly", "arq_failed", "celery_chain_with_retry", "celery_chord_in_span", "dagster113_nightly",
-    "dbt112_nightly", "dramatiq_pipeline", "langgraph_fan_out", "metaflow_nightly", "n8n_nightly",
+    "dbt112_nightly", "dramatiq_pipeline", "kafka_failed", "langgraph_fan_out", "metaflow_nightly", "n8n_nightly",
     "openai_agents_guarded", "prefect39_nightly", "pydantic_ai_nested", "ray_pipeline", "rq_pipeline", "taskiq_two",
     "temporal_family", "temporal_plugin_nightly",
 })  # fmt: skip

@@ -64,6 +64,10 @@ def cases(fan_out: int = 60) -> Iterator[Case]:
     yield case("inputs", step("a", "add", config={"value": "${x}"}), step("b", "wrong"), inputs={"x": 41, "table": "t"})
     yield case("an output in a config", step("a"), step("b", "add", "a", config={"value": "${steps.a.output.total}"}))
     yield case("steps inside", step("a", "parts"), step("b", "add", "a"))
+    yield case(
+        "costly condition", step("a", condition_expression="xs.exists(x, xs.exists(y, x + y == 1199))"),
+        inputs={"xs": list(range(700))},
+    )  # fmt: skip
     yield case("unknown output", step("a", "wrong"), step("b", "add", "a", trigger_rule="all_done"))
     yield case("fan-out", step("a"), *(step(f"s{i}", "add", "a") for i in range(fan_out)),
                step("z", "add", *(f"s{i}" for i in range(fan_out))))  # fmt: skip

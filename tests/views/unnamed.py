@@ -391,6 +391,20 @@ def fails_for_a_source(world: Settlements) -> Planted:
     }, set()
 
 
+def lot(world: Settlements) -> Planted:
+    """Runs that waited for what nobody recorded, drawn by lot."""
+    for run in world.some(0.08):
+        run.step("score").seconds += 300 * world.noise()
+    return {("waiting", "score")}, set()
+
+
+def recent_lot(world: Settlements) -> Planted:
+    """The same, but only lately."""
+    for run in [*(run for run in world.runs[-60:-1] if world.rng.random() < 0.3), world.last]:
+        run.step("score").seconds += 300 * world.noise()
+    return {("waiting", "score")}, set()
+
+
 def nothing(world: Settlements) -> Planted:
     for step, before in zip(world.last.steps, world.runs[-2].steps, strict=True):
         step.seconds = before.seconds * world.noise(0.02)
@@ -435,6 +449,8 @@ UNNAMED: Final[dict[str, tuple[Callable[[Settlements], Planted], str]]] = {
     "a nested run": (nested, "export"),
     "many rows, once": (larger_rows, "score"),
     "failures of a pair of inputs": (fails_for_a_source, "clean"),
+    "a lot": (lot, "score"),
+    "a lot, lately": (recent_lot, "score"),
     "nothing (the control)": (nothing, ""),
     "chance (the control)": (noisy_neighbour, ""),
 }

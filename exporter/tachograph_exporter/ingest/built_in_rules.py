@@ -302,7 +302,7 @@ RQ: Final = (
     Rule(role=Role.QUEUED, names=("setup dependencies",), waits=True, **_RQ),
     Rule(role=Role.QUEUED, names=("schedule",), schedules=True, **_RQ),
     Rule(role=Role.QUEUED, names=("publish",), **_RQ),
-    Rule(role=Role.STEP, names=("consume",), **_RQ),
+    Rule(role=Role.STEP, names=("consume",), repeats=True, **_RQ),
     Rule(role=Role.OUTCOME, names=("perform", "handle_job_success"), **_RQ),
     Rule(role=Role.OUTCOME, names=("handle_job_failure",), outcome="failed", **_RQ),
     Rule(role=Role.INSIDE, names=("success_callback", "failure_callback", "stopped_callback"), **_RQ),

@@ -139,7 +139,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     other in the order they ran. ``is_outermost``: an execution only where no span above it is one by such a rule, else
     a step. ``is_model_call``: what it spent includes what spans below it say. ``is_frame``: it does nothing itself, so
     what waits for it waits for the last steps inside it. ``ends_as_last_agent``: the execution's own span always says
-    that all went well, so it failed if the last frame in it failed.
+    that all went well, so it failed if the last frame in it failed. ``repeats``: a run with the same key after one that
+    succeeded is another step, not another attempt.
     """
 
     engine: str
@@ -196,6 +197,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     is_model_call: bool = False
     is_frame: bool = False
     ends_as_last_agent: bool = False
+    repeats: bool = False
 
     def matches(self, span: SpanRecord) -> bool:
         """Whether the span matches."""

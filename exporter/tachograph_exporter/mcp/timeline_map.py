@@ -43,7 +43,8 @@ def map_of(context: Context, timeline: WorkflowExecutionTimeline, step: str | No
             entry for name, entries in by_name.items() if plain(name, NAME) == step for entry in entries
         ]
         if not chosen:
-            raise ToolError(f"the run has no step {marked(step, NAME)}{asking(likely(step, list(by_name)))}")
+            said = f"the run has no step {marked(step, NAME)}{asking(likely(step, list(by_name)))}"
+            raise ToolError(f"{said}; without `step` all of them are shown")
     # The weightiest are kept, and shown by their start.
     groups = [_group(name, entries, origin) for name, entries in by_name.items()]
     groups.sort(key=lambda line: (not line.failed, not line.on_critical_path, -line.run_seconds))

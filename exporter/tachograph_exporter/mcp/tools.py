@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -78,6 +79,7 @@ TOOLS: Final = (
          description="Show a night: which workflows did not start when they were expected to, started late, failed or "
          "still run, and the id of their newest run. Take it when no workflow is named."),
 )  # fmt: skip
+_PLACE: Final = re.compile(r"`\$\.(\w+)")
 BY_NAME: Final = {tool.name: tool for tool in TOOLS}
 
 
@@ -95,11 +97,34 @@ def read_arguments(tool: Tool, given: dict[str, Any] | None) -> Any:
     try:
         read = msgspec.convert(given or {}, tool.arguments, strict=False)
     except msgspec.ValidationError as error:
-        raise ToolError(f"the arguments of `{tool.name}` are not valid: {plain(str(error), MESSAGE)}") from None
+        reason = plain(str(error), MESSAGE)
+        raise ToolError(f"the arguments of `{tool.name}` are not valid: {reason}{_way_out(tool, reason)}") from None
     for value in msgspec.structs.astuple(read):
         if isinstance(value, str):
             _check(value)
     return read
+
+
+def _way_out(tool: Tool, reason: str) -> str:
+    """What the tool takes instead: the values of the argument that is at fault, or else all arguments."""
+    schema = tool.input_schema()
+    at = _PLACE.search(reason)
+    argument = schema["properties"].get(at[1]) if at is not None else None
+    if argument is not None:
+        values = _values(argument)
+        return f"; expected {' or '.join(values)}" if values else ""
+    required = set(schema.get("required", ()))
+    names = [f"`{name}`{' (required)' if name in required else ''}" for name in schema["properties"]]
+    return f"; it takes {', '.join(names)}"
+
+
+def _values(schema: dict[str, Any]) -> list[str]:
+    """The values that a schema names, or the least and the largest number."""
+    if "enum" in schema:
+        return [f"`{value}`" for value in schema["enum"]]
+    if "minimum" in schema and "maximum" in schema:
+        return [f"{schema['minimum']} to {schema['maximum']}"]
+    return [value for inner in (schema.get("items"), *schema.get("anyOf", ())) if inner for value in _values(inner)]
 
 
 def call(context: Context, tool: Tool, given: Any) -> Answer:

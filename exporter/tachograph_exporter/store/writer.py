@@ -414,9 +414,11 @@ class StoreWriter:
             # In the order of their keys: writers that meet in some rows wait for one another in one direction.
             ordered = [rows[key] for key in sorted(rows)]
             if new:
+                others = [row for row in ordered if row[0] not in new]
                 # Unless steps were stored of an execution that nobody had told of.
-                insert_new(connection, of.table, statement, [row for row in ordered if row[0] in new])
-                ordered = [row for row in ordered if row[0] not in new]
+                fresh_rows = [row for row in ordered if row[0] in new] if others else ordered
+                insert_new(connection, of.table, statement, fresh_rows)
+                ordered = others
             insert_many(connection, statement, ordered)
         if batch.reports:
             insert_many(connection, self._insert_report, batch.reports)

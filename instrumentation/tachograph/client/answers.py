@@ -549,7 +549,8 @@ class WhatDiffers(msgspec.Struct, kw_only=True):
     Of texts and booleans, ``odd_with`` of ``with_count`` runs that have the value are odd, and ``odd_without`` of
     ``without_count`` others; these are null for numbers, which have the medians of both groups instead. ``effect`` goes
     from 0 (tells nothing) to 1 (tells the groups apart without exception). ``false_discovery_rate`` is the rate at
-    which the difference is announced.
+    which the difference is announced. Of two values that matter only together (``kind`` is ``pair``), ``key`` and
+    ``value`` have both, with an ampersand between them.
     """
 
     key: str

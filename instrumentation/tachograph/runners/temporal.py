@@ -63,6 +63,8 @@ MAX_STEPS: Final = 4_000
 """Steps of a run; Temporal keeps at most 51,200 events of a workflow, each attempt makes a few."""
 MAX_EVENTS: Final = 500
 _LONG: Final = timedelta(days=365)
+_TURN: Final = timedelta(seconds=60)
+"""How long a worker may take for what a run decides at once; after that, another one begins it again."""
 OWNER: Final = str(ReportedProcess("temporal", LEASE_SECONDS))
 """The ``process`` of these executions: none in particular."""
 
@@ -94,6 +96,11 @@ class _AlwaysNow(Turns):
 
     def is_over(self, go_on: Callable[[], None]) -> bool:
         return False
+
+
+async def _at_once(work: Callable[[], Any]) -> Any:
+    """Do what may take long in the workflow: its event loop waits for Temporal alone, and never for a thread."""
+    return work()
 
 
 class _Activities:
@@ -152,8 +159,9 @@ class TachographRun:
             return {}
 
         host = Host(
-            self._emit, _handlers, _Activities(), start.max_concurrency, carrier, workflow.random().random, _AlwaysNow()
-        )
+            self._emit, _handlers, _Activities(), start.max_concurrency, carrier, workflow.random().random,
+            _AlwaysNow(), _at_once,
+        )  # fmt: skip
         self._run = Run(host, plan, workflow.time_ns)
         if self._reason is not None:
             self._run.abort(ExecutionStatus.CANCELLED, self._reason)
@@ -297,7 +305,9 @@ class TemporalRunner:
         body = _encode(start).decode()
         if len(body) > MAX_BYTES:
             raise StepFailed(f"the definition and its inputs take {len(body)} bytes, more than Temporal's {MAX_BYTES}")
-        await client.start_workflow(WORKFLOW, body, id=_name(plan.execution.execution_id), task_queue=QUEUE)
+        await client.start_workflow(
+            WORKFLOW, body, id=_name(plan.execution.execution_id), task_queue=QUEUE, task_timeout=_TURN
+        )
 
 
 def _result(result: ExecutionResult) -> bytes:
@@ -341,6 +351,8 @@ async def _work(url: str, concurrency: int, name: str | None) -> int:
             max_concurrent_activities=concurrency + 2,
             workflow_runner=UnsandboxedWorkflowRunner(),
             identity=name,
+            # A run of thousands of steps, or a condition on much data, takes its time: no reason to begin again.
+            debug_mode=True,
             max_heartbeat_throttle_interval=timedelta(seconds=HEARTBEAT_SECONDS / 3),
         )
         stop = asyncio.Event()

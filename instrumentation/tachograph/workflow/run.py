@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Final, cast
@@ -68,6 +68,8 @@ class Host(msgspec.Struct, frozen=True):
     carrier: Callable[[], Mapping[str, str]]
     random01: Callable[[], float]
     turns: Turns
+    aside: Callable[[Callable[[], Any]], Awaitable[Any]] = _threads.run
+    """Does what may take long off the event loop."""
 
 
 class Run:
@@ -114,7 +116,7 @@ class Run:
         finished_ns = self.clock()
         path: Sequence[PathStep] | None = None
         if len(self._nodes) > _LARGE:
-            computing = self._loop.create_task(_threads.run(partial(critical_path_of, self._nodes)))
+            computing = self._loop.create_task(self._critical_path())
             cancelled = await self._wait_for(computing) or cancelled
             # Without a thread it is computed here.
             path = computing.result() if not computing.cancelled() and computing.exception() is None else None
@@ -122,6 +124,10 @@ class Run:
         if cancelled is not None:
             raise cancelled
         return result
+
+    async def _critical_path(self) -> Sequence[PathStep]:
+        path: Sequence[PathStep] = await self._host.aside(partial(critical_path_of, self._nodes))
+        return path
 
     async def _wait_for(self, future: asyncio.Future[Any]) -> asyncio.CancelledError | None:
         """Wait until it is done. When this task is cancelled meanwhile, the execution is; returns the error."""
@@ -312,7 +318,7 @@ class Run:
     async def _decide_later(self, node: Node, evaluate: Callable[[], bool]) -> None:
         """Evaluate a condition that may take long, off the event loop; an abort meanwhile skips the step."""
         try:
-            holds = await _threads.run(evaluate)
+            holds = await self._host.aside(evaluate)
         except asyncio.CancelledError:
             return
         except Exception as error:

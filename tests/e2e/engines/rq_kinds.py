@@ -292,8 +292,12 @@ def repeated(queue):
         # Each is a run of its own.
         once = execution("rq_kinds.extract", "completed", [step("rq_kinds.extract", "completed", 1, [])])
         return [once, once, once], []
-    return [execution("rq_kinds.extract", "completed", [step("rq_kinds.extract", "completed", 3, [], also=["extract"])],
-                      workflow_also=["extract"])], []  # fmt: skip
+    # RQ keeps a result of each run, all of them good.
+    assert [result.type for result in job.results()] == [Result.Type.SUCCESSFUL] * 3
+    name = "rq_kinds.extract"
+    runs = [step(name, "completed", 1, [f"{name}#{number - 1}"] if number else [], index=number, also=["extract"])
+            for number in range(3)]  # fmt: skip
+    return [execution(name, "completed", runs, workflow_also=["extract"])], []
 
 
 def with_callbacks(queue):

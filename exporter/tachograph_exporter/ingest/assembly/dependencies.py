@@ -11,7 +11,7 @@ from tachograph.events import FAILED
 from tachograph.identity import ExecutionRef, StepRef, step_id
 from tachograph.inferred_dependencies import MAX_DEPENDENCIES, Dependencies, InferredDependencies
 from tachograph.spans import semconv
-from tachograph_exporter.ingest.assembly.steps import AssembledStep, has_failed
+from tachograph_exporter.ingest.assembly.assembled_step import AssembledStep, has_failed
 from tachograph_exporter.ingest.assembly.tries import Matched
 from tachograph_exporter.ingest.rules import Links
 from tachograph_exporter.ingest.spans import clean

@@ -23,11 +23,13 @@ from tachograph.redaction import mask_text
 from tachograph.run_window import RunWindow
 from tachograph.workflow.attempts import StepAttempts
 from tachograph_exporter.ingest.assembly.agents import Spent
-from tachograph_exporter.ingest.assembly.steps import AssembledStep, NestedRun, bounds
+from tachograph_exporter.ingest.assembly.assembled_step import AssembledStep, NestedRun
+from tachograph_exporter.ingest.assembly.steps import bounds
 from tachograph_exporter.ingest.assembly.trace import start_order
 from tachograph_exporter.ingest.assembly.tries import Try
+from tachograph_exporter.ingest.built_in_rules import ANY
 from tachograph_exporter.ingest.lineage.vocabulary import SKIPPED_ITSELF
-from tachograph_exporter.ingest.rules import Rule
+from tachograph_exporter.ingest.rules import Kind, Rule
 from tachograph_exporter.ingest.spans import SpanRecord, clean
 
 OUTCOMES: Final = frozenset({"completed", "failed", "cancelled", "timeout", "lost"})
@@ -246,17 +248,22 @@ def failure_of(span: SpanRecord, rule: Rule, exception: tuple[str, str, str] | N
 def attempts_of(step: AssembledStep) -> Iterator[tuple[str, int]]:
     """The id of each attempt's span, and the attempt's number.
 
-    A step's own span stands in for an attempt for as long as that one's has not arrived.
+    The step's own span, or one that says how an attempt ended, stands in for it as long as its own has not arrived.
     """
     if step.attempts:
         for rule, span in step.spans:
             yield span.span_id, rule.number(span) or 1
-    for place, attempt in enumerate(step.tries):
-        yield attempt.span.span_id, _number(step.tries, place)
+    numbers = {attempt.span.span_id: _number(step.tries, place) for place, attempt in enumerate(step.tries)}
+    for _, span in step.outcomes:
+        if span.parent_span_id in numbers:
+            yield span.span_id, numbers[span.parent_span_id]
+    yield from numbers.items()
 
 
 def running_span(step: AssembledStep) -> str | None:
     """The id of the span of the attempt that runs, if one does."""
     if step.run is not None or not step.tries or step.finished_ns is not None or step.is_between_attempts:
         return None
+    if step.rule is ANY and step.first.kind == Kind.PRODUCER:
+        return None  # Whoever reads the message will be the step.
     return step.tries[-1].span.span_id if not step.tries[-1].end_ns else None

@@ -32,6 +32,7 @@ from tachograph.events import (
 from tachograph.identity import ExecutionRef, Origin, workflow_id
 from tachograph.run_window import RunWindow, placed
 from tachograph.workflow.attempts import start_of
+from tachograph_exporter.ingest.assembly.assembled_step import AssembledStep, NestedRun, has_failed, may_grow, was_lost
 from tachograph_exporter.ingest.assembly.dependencies import identify, mark_blocked
 from tachograph_exporter.ingest.assembly.events import (
     OUTCOMES,
@@ -44,21 +45,11 @@ from tachograph_exporter.ingest.assembly.events import (
     step_events,
     tells_why,
 )
-from tachograph_exporter.ingest.assembly.steps import (
-    NAME_LIMIT,
-    AssembledStep,
-    NestedRun,
-    has_failed,
-    may_grow,
-    place,
-    stand_in,
-    steps_of,
-    was_lost,
-)
+from tachograph_exporter.ingest.assembly.steps import NAME_LIMIT, place, stand_in, steps_of
 from tachograph_exporter.ingest.assembly.trace import TraceSpans, executions_of, nesting, run_of
 from tachograph_exporter.ingest.built_in_rules import ANY, BUILT_IN
 from tachograph_exporter.ingest.lineage.joining import joined
-from tachograph_exporter.ingest.rules import RETRYING, RUNNING, Role, Rule, Rulebook
+from tachograph_exporter.ingest.rules import RETRYING, RUNNING, Kind, Role, Rule, Rulebook
 from tachograph_exporter.ingest.spans import EARLIEST_NS, SpanRecord, clean
 from tachograph_exporter.store.merging import INGESTED_PROCESS
 
@@ -254,6 +245,7 @@ class _Run:
             or any(may_grow(step) for step in steps)
             or any(run.ended_ns is None or run.may_change for run in nested)
             or self._has_orphans()
+            or self._has_unread_messages()
         )
 
     def _failure(self, status: ExecutionStatus, blamed: tuple[Rule, SpanRecord] | None) -> Failure | None:
@@ -339,6 +331,12 @@ class _Run:
         if any(r is not None and r.engine != ANY.engine and r.role in _OF_STEPS for r in rules):
             return False
         return any(span.parent_span_id and span.parent_span_id not in trace.spans_by_id for span in self.spans)
+
+    def _has_unread_messages(self) -> bool:
+        """Whether a message was sent, and the span of whoever reads it has not arrived: that one will be the step."""
+        rules = self.trace.rules
+        own = (self.root, *self.spans) if self.root is not None else self.spans
+        return any(span.kind == Kind.PRODUCER and rules[span.span_id] is None for span in own)
 
     def nested(self) -> NestedRun:
         """What the execution around this one needs to know of it."""

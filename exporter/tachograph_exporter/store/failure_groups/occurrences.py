@@ -168,7 +168,7 @@ class _Stored(NamedTuple):
 class Noted(dict[str, list[_Stored]]):
     """Occurrences by execution. ``inside``: what failed in those of ``read``, as rows have it."""
 
-    read: AbstractSet[str] = frozenset()
+    read: frozenset[str] = frozenset()
     inside: Sequence[_Stored] = ()
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, func, select
 
-from tachograph.distribution import DURATION_BUCKETS, Distribution, Sum
+from tachograph.distribution import DURATION_BUCKETS, Distribution, DistributionRow, Sum
 from tachograph.events import Folded, FoldedMeasure, FoldedRuns
 from tachograph.exact_sum import ExactSum, billionths
 from tachograph.histogram import upper_bound
@@ -112,8 +112,15 @@ class _StepCounts:
         return values  # type: ignore[return-value]
 
     def encoded(self) -> dict[Code, Amount]:
+        # A run of very many steps waits for none of them: that takes no distribution.
+        amounts: dict[Code, Amount] = {
+            code: Observed(DistributionRow(count=times, zero_count=times, classic={0: times}))
+            for code, times in self.zeros.items()
+            if code not in self.amounts
+        }
+        for code in amounts:
+            del self.zeros[code]
         self.settle()
-        amounts: dict[Code, Amount] = {}
         for code, value in self.amounts.items():
             if isinstance(value, Distribution):
                 if not value.is_empty():
@@ -147,10 +154,15 @@ class Counted:
             counts.settle()
         return {step: dict(counts.amounts) for step, counts in self.by_workflow.get(key, {}).items()}
 
-    def amounts(self, key: Key) -> dict[str, dict[Code, Amount]]:
-        """The amounts of a workflow's delta; without what came to nothing."""
-        encoded = {step: counts.encoded() for step, counts in self.by_workflow.get(key, {}).items()}
-        return {step: amounts for step, amounts in encoded.items() if amounts}
+    def take(self, key: Key) -> dict[str, dict[Code, Amount]]:
+        """The amounts of a workflow's delta, without what came to nothing. It is forgotten here."""
+        # One by one: of a run of very many steps both forms need not be there at once.
+        taken, encoded = self.by_workflow.pop(key), dict[str, dict[Code, Amount]]()
+        while taken:
+            step, counts = taken.popitem()
+            if amounts := counts.encoded():
+                encoded[step] = amounts
+        return encoded
 
     def add(self, other: Counted, sign: int) -> None:
         """Add what others were counted as, or take it away."""

@@ -66,8 +66,8 @@ class News(NamedTuple):
 
 
 def record(connection: Connection, counted: Counted, now_ns: int) -> int:
-    """Store what executions add to the series. Returns the number of deltas."""
-    amounts = {key: counted.amounts(key) for key in counted.by_workflow}
+    """Store what executions add to the series, which is forgotten in ``counted``. Returns the number of deltas."""
+    amounts = {key: counted.take(key) for key in sorted(counted.by_workflow)}
     return _insert(connection, {key: steps for key, steps in amounts.items() if steps}, now_ns)
 
 

@@ -80,7 +80,8 @@ class Case(msgspec.Struct):
     @property
     def sampled(self) -> SampledRun:
         """The run, as one of the sample."""
-        return next(run for run in self.sample if run.execution_id == self.execution_id)
+        execution_id = self.execution_id
+        return next(run for run in self.sample if run.execution_id == execution_id)
 
     @property
     def is_known(self) -> bool:

@@ -117,11 +117,11 @@ def _explains(trend: Trend, seconds: float, is_last: bool) -> bool:
 
 def of_case(case: Case) -> Iterator[Claim]:
     """That the step to look at, or the run, takes longer and longer, if that made it slow."""
-    step = case.focus
+    step, mine = case.focus, case.sampled
     for step_id in (step.step_id if step is not None else None, None):
         # Later runs are no reason of this one.
-        runs = [run for run in _runs_of(case.sample, step_id) if run.started_ns <= case.sampled.started_ns]
-        seconds = seconds_of(case.sampled, step_id)
+        runs = [run for run in _runs_of(case.sample, step_id) if run.started_ns <= mine.started_ns]
+        seconds = seconds_of(mine, step_id)
         trend = _trend(runs, step_id) if seconds else None
         if trend is None or not seconds or not _explains(trend, seconds, True):
             continue
