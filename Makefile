@@ -14,9 +14,14 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(VENV)/.exporter  ## Install, run the example workflows, and serve the API, the page and the metrics
 	$(BIN)/tachograph demo $(DEMO_OPTIONS)
 
-test: $(VENV)/.test system-packages node-packages  ## Install everything the tests need, then run `make check`
-	$(BIN)/python -m tests.engines.run --install dagster prefect
+# What is installed comes from different places, so it does at once; a virtual environment may need a system package.
+test: $(BIN)/python  ## Install everything the tests need, then run `make check`
+	$(MAKE) --jobs=3 $(VENV)/.test node-packages own-environments
 	$(MAKE) check
+
+.PHONY: own-environments
+own-environments: $(VENV)/.test
+	$(BIN)/python -m tests.engines.run --install dagster prefect
 
 # The types are checked beside the tests, because mypy uses one processor alone; what it says comes last.
 check: $(VENV)/.test  ## Format, lint, types and all tests

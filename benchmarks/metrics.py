@@ -24,8 +24,16 @@ from sqlalchemy import Connection, insert, text
 from summary import Line, against, scaled
 
 from tachograph.clock import NS
-from tachograph.events import ExecutionStatus, StepStatus
-from tachograph.identity import step_id, workflow_id, workspace_id
+from tachograph.events import (
+    Event,
+    ExecutionFinished,
+    ExecutionStarted,
+    ExecutionStatus,
+    PathStep,
+    StepFinished,
+    StepStatus,
+)
+from tachograph.identity import StepRef, new_execution_ref, new_span_id, step_id, workflow_id, workspace_id
 from tachograph_exporter.config import Config
 from tachograph_exporter.service import Service
 from tachograph_exporter.store import partitions
@@ -34,6 +42,7 @@ from tachograph_exporter.store.merging import execution_rank, step_rank
 from tachograph_exporter.store.rollups import rebuild as rollup_rebuild
 from tachograph_exporter.store.schema import workflow_definitions, workflow_executions, workflow_step_executions
 from tachograph_exporter.store.workspaces import add_project, add_workspace
+from tachograph_exporter.store.writer import StoreWriter
 
 SIZES = [scaled(int(size), 100) for size in os.environ.get("SIZES", "1000,100000,1000000").split(",")]
 STEPS = ("extract", "transform", "load")
@@ -82,6 +91,28 @@ def executions(count: int, now_s: int) -> Iterator[tuple[dict[str, Any], list[di
 
 _STEP_IDS = [step_id(WORKFLOW, name) for name in STEPS]
 _PATH = "[" + ",".join(f'"{identifier}"' for identifier in _STEP_IDS) + "]"
+
+
+def ended_run() -> list[Event]:
+    """The events of a run that has just ended."""
+    run = new_execution_ref(workspace="default", workflow="bench", workflow_id=WORKFLOW)
+    start = time.time_ns()
+    events: list[Event] = [ExecutionStarted(execution=run, time_ns=start, step_count=3)]
+    path = []
+    for order, name in enumerate(STEPS):
+        step = StepRef(execution=run, step_id=_STEP_IDS[order], name=name, span_id=new_span_id(),
+                       parent_span_id=run.span_id, step_order=order)  # fmt: skip
+        end = start + (order + 1) * NS
+        path.append(PathStep(step.step_id, name, NS))
+        events.append(
+            StepFinished(step=step, time_ns=end, status=StepStatus.COMPLETED, attempt=1, started_ns=end - NS,
+                         attempt_started_ns=end - NS, dependency_ns=order * NS, run_ns=NS)
+        )  # fmt: skip
+    return [
+        *events,
+        ExecutionFinished(execution=run, time_ns=start + 3 * NS, status=ExecutionStatus.COMPLETED, started_ns=start,
+                          step_count=3, completed_step_count=3, work_ns=3 * NS, critical_path=tuple(path)),
+    ]  # fmt: skip
 
 
 def fill(database: Database, count: int, now_s: int) -> list[float]:
@@ -141,7 +172,7 @@ async def measure(url: str, count: int) -> dict[str, Any]:
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     address = f"http://127.0.0.1:{runner.addresses[0][1]}/api/workflows/{WORKFLOW}/metrics"
     low = (now_s - YEAR + 1234) * NS
-    times: dict[str, list[float]] = {"plain": [], "all": [], "year": []}
+    times: dict[str, list[float]] = {"plain": [], "all": [], "year": [], "after": []}
     parameters = {"workspace": WORKSPACE, "workflow": WORKFLOW, "low": low}
     body: Any = None
     async with aiohttp.ClientSession() as session:
@@ -163,12 +194,24 @@ async def measure(url: str, count: int) -> dict[str, Any]:
             if number >= 2:
                 times["all"].append(whole)
                 times["year"].append(year)
-    if body["total_executions"] != count:
-        raise RuntimeError(f"{body['total_executions']} executions counted, {count} recorded")
+        whole_body, total = body, body["total_executions"]
+        # What is cached does not help: each time a run has ended since.
+        recorded = Database(url)
+        writer = StoreWriter(recorded)
+        for number in range(ROUNDS + 2):
+            await asyncio.to_thread(writer.apply, ended_run())
+            after = await ask("")
+            if body["total_executions"] != total + number + 1:
+                raise RuntimeError("a run that ended is missing")
+            if number >= 2:
+                times["after"].append(after)
+        await recorded.aclose()
+    if total != count:
+        raise RuntimeError(f"{total} executions counted, {count} recorded")
     error = 0.0
     for name, q in (("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99)):
         exact = durations[max(1, -(-round(q * 100) * count // 100)) - 1]
-        error = max(error, abs(body[name] - exact) / exact)
+        error = max(error, abs(whole_body[name] - exact) / exact)
     await runner.cleanup()
     await database.aclose()
     return {key: statistics.median(values) for key, values in times.items()} | {
@@ -181,8 +224,8 @@ def main(console: Console) -> list[Line]:
     lines: list[Line] = []
     table = Table(
         "database", "executions", "plain aggregate, ms", "metrics, all time, ms", "plain / all time",
-        "metrics, an unaligned year, ms", "plain / year", "growth since the first size", "percentile error, at most",
-        "stated error",
+        "metrics, an unaligned year, ms", "plain / year", "all time, a run having ended, ms",
+        "growth since the first size", "percentile error, at most", "stated error",
     )  # fmt: skip
     for name, open_database in databases.ALL.items():
         first: dict[str, Any] | None = None
@@ -195,10 +238,13 @@ def main(console: Console) -> list[Line]:
             first = first or figures
             subject = f"`metrics` of {size:,} executions over HTTP, {name}"
             lines.append(against(subject, figures["all"], "ms", "one plain aggregate query", figures["plain"]))
+            lines.append(
+                against(f"… after each run that ends, {name}", figures["after"], "ms", "the goal", 2.0, goal=1.0)
+            )
             table.add_row(
                 name, f"{size:,}", f"{figures['plain']:.2f}", f"{figures['all']:.2f}",
                 f"{figures['plain'] / figures['all']:.1f}", f"{figures['year']:.2f}",
-                f"{figures['plain'] / figures['year']:.1f}",
+                f"{figures['plain'] / figures['year']:.1f}", f"{figures['after']:.2f}",
                 f"{figures['all'] / first['all']:.2f}, {figures['year'] / first['year']:.2f}",
                 f"{100 * figures['error']:.2f} %", f"{100 * figures['stated']:.2f} %",
             )  # fmt: skip

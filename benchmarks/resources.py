@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tachograph
-from tachograph import meter
+from tachograph import counters, meter
 from tachograph.events import Event, StepFinished
 from tachograph.resources import Resources
 
@@ -216,7 +216,7 @@ def parts(console: Console) -> None:
         "getrusage of the thread": lambda: resource.getrusage(resource.RUSAGE_THREAD),
         "getrusage of the process": lambda: resource.getrusage(resource.RUSAGE_SELF),
         "getrusage of children": lambda: resource.getrusage(resource.RUSAGE_CHILDREN),
-        "resident set, from /proc": meter._resident_bytes,
+        "resident set, from /proc": counters.resident_bytes,
         "nothing": lambda: None,
     }
     table = Table("a reading", "µs (median)", "least")

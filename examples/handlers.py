@@ -165,9 +165,9 @@ def extract(context: StepContext) -> dict[str, Any]:
             {
                 "name": name,
                 "version": fields.get("Version", ""),
-                "licence": fields.get("License-Expression") or fields.get("License", ""),
+                "licence": str(fields.get("License-Expression") or fields.get("License") or ""),
                 "summary": fields.get("Summary", ""),
-                "requires": fields.get_all("Requires-Dist", []),
+                "requires": list(fields.get_all("Requires-Dist") or ()),
             }
         )
     context.measure("rows", len(rows), "row")

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import threading
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.e2e)
         if "edges" in item.path.parent.parts:
             item.add_marker(pytest.mark.edges)
+        if is_of_the_other_database(item):
+            item.add_marker(pytest.mark.slow)
+
+
+def is_of_the_other_database(item: pytest.Item) -> bool:
+    """Whether `make check` runs this test on the other kind of database alone.
+
+    Both are tried where statements are written (`tests/store`), where databases differ (``every_database``), and by
+    whole processes (`tests/e2e`). Other tests are of what is above the statements: by their names, half of them have
+    SQLite and half PostgreSQL, and `make slow` has the rest.
+    """
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    mine = parameters.get("any_database_url")
+    if mine is None or {"store", "e2e"} & set(item.path.parts) or item.get_closest_marker("every_database"):
+        return False
+    name = item.nodeid.replace("postgresql", "").replace("sqlite", "")
+    return bool(mine != ("sqlite", "postgresql")[zlib.crc32(name.encode()) % 2])
 
 
 @pytest.hookimpl(wrapper=True)

@@ -187,3 +187,17 @@ def test_of_many_values_all_are_counted_or_none(value: float) -> None:
     assert histogram.count == 0
     histogram.observe_all([-1.0, 0.0, 2.0])
     assert histogram == ExponentialHistogram.of([-1.0, 0.0, 2.0])
+
+
+@given(value_lists, st.lists(st.floats(0, 1), max_size=6))
+def test_many_quantiles_are_each_of_them(values: list[float], qs: list[float]) -> None:
+    histogram = ExponentialHistogram.of(values)
+    assert histogram.quantiles(sorted(qs)) == [histogram.quantile(q) for q in sorted(qs)]
+    if values:
+        exact = sorted(values)
+        for q in qs:
+            found = histogram.quantile(q)
+            assert found is not None
+            assert abs(found - exact[max(1, math.ceil(q * len(values))) - 1]) <= max(
+                ZERO_THRESHOLD, histogram.relative_error * abs(found) * 1.1
+            )

@@ -36,6 +36,10 @@ def test_similar_words_are_not_secret_keys(key: str) -> None:
         "Authorization: Bearer hunter2hunter2",
         "sent with bearer hunter2hunter2.x",
         "token: hunter2",
+        "Config(user='x', password=b'hunter2', retries=3)",
+        "{'api_key': r'hunter2'}",
+        "docker login -u x -p hunter2 registry",
+        "CREATE USER x IDENTIFIED BY 'hunter2'",
     ],
 )
 def test_credentials_in_text_are_masked(text: str) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import frexp
 from typing import Final, Self
 
@@ -291,24 +291,33 @@ class ExponentialHistogram:
         Within `relative_error` of the exact quantile, or `ZERO_THRESHOLD` in the zero bucket. The result is the value
         of a bucket that is equally far from both bounds, relatively: ``2 * low * high / (low + high)``.
         """
-        if not 0 <= q <= 1:
-            raise ValueError(f"a quantile is between 0 and 1, not {q}")
-        if not self.count:
-            return None
-        rank = max(1, math.ceil(q * self.count))
+        return self.quantiles((q,))[0]
+
+    def quantiles(self, qs: Sequence[float]) -> list[float | None]:
+        """The quantiles for ascending ``qs``, each as `quantile` gives it, in one pass over the buckets."""
+        for q in qs:
+            if not 0 <= q <= 1:
+                raise ValueError(f"a quantile is between 0 and 1, not {q}")
+        if not self.count or not qs:
+            return [None] * len(qs)
+        ranks = [max(1, math.ceil(q * self.count)) for q in qs]
+        values: list[float | None] = []
         seen = 0
+        for index, sign, count in self._ascending():
+            seen += count
+            while seen >= ranks[len(values)]:
+                values.append(self._clamped(sign * _middle(index, self.schema) if sign else 0.0))
+                if len(values) == len(ranks):
+                    return values
+        return values + [self.max] * (len(ranks) - len(values))
+
+    def _ascending(self) -> Iterator[tuple[int, int, int]]:
+        """(index, sign, count) of the buckets from the lowest values to the highest; the zero bucket has sign 0."""
         for index in sorted(self.negative, reverse=True):
-            seen += self.negative[index]
-            if seen >= rank:
-                return self._clamped(-_middle(index, self.schema))
-        seen += self.zero_count
-        if seen >= rank:
-            return self._clamped(0.0)
+            yield index, -1, self.negative[index]
+        yield 0, 0, self.zero_count
         for index in sorted(self.positive):
-            seen += self.positive[index]
-            if seen >= rank:
-                return self._clamped(_middle(index, self.schema))
-        return self.max
+            yield index, 1, self.positive[index]
 
     def rank(self, value: float) -> float | None:
         """The fraction of values that are at most ``value``, from 0 to 1; None without values.

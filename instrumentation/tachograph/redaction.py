@@ -51,7 +51,7 @@ _TRACES: Final = (
     "pass", "pwd", "secret", "token", "key", "auth", "cred", "cookie", "signature", "dsn", "jwt", "bearer", "basic",
     "://", "-----begin", "eyj", "akia", "asia", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "sk-",
     "sk_", "rk_", "xox", "aiza", "tgr_", "hf_", "npm_", "pypi-", "sg.", "ya29.", "_v1_", "sig=", "curl", "mysql", "otp",
-    "sess", "jdbc:", "cvv", "cvc", "pincode", "pin:", "pin=", "pin code", 'pin"', "pin'",
+    "sess", "jdbc:", "identified", "login", "cvv", "cvc", "pincode", "pin:", "pin=", "pin code", 'pin"', "pin'",
 )  # fmt: skip
 _SHAPES: Final = re.compile(
     r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)?"  # JSON Web Token, RFC 7519
@@ -76,6 +76,10 @@ _PLACES: Final = (
     re.compile(r"\bmysql(?:dump|admin)?\b[^\n]{0,200}?\s-p([^\s\"']+)"),
     # Four digits open something; a pin with one or two of them is a part of a circuit.
     re.compile(r"\bpin(?:[ _]?code)?[\"']?[ \t]*[:=][ \t]*[\"']?(\d{4,12})\b", re.IGNORECASE),
+    re.compile(
+        r"\b(?:docker|podman|helm|oras|skopeo|buildah|oc|az)\b[^\n]{0,200}?\blogin\b[^\n]{0,200}?\s-p[ =]?([^\s\"']+)"
+    ),
+    re.compile(r"\bidentified[ \t\n]+by[ \t\n]+[\"']([^\"'\n]+)", re.IGNORECASE),
     re.compile(r"\bsshpass[ \t]+-p[ \t]*(\S+)"),
 )
 _HEADER_PAIR: Final = re.compile(r"\(b?[\"']([A-Za-z][\w.-]{0,60})[\"'],[ \t]*b?[\"']([^\"'\n]+)[\"']\)")
@@ -87,6 +91,7 @@ _SEPARATOR: Final = re.compile(r"=>|[=:]")
 _KEY_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.$")
 _VALUE_END: Final = re.compile(r"[\s&;,\"'`<>)\]}|]")
 _QUOTES: Final = "\"'`"
+_LITERAL_PREFIXES: Final = frozenset("bBrRuUfF")
 # The value of a key stands alone on the line after it: pretty JSON, a block of YAML, a password that was asked for.
 _VALUE_BELOW: Final = re.compile(r"(?:[|>][+-]?)?[ \t]*\\?\r?\n[ \t]*([\"'`][^\n]*|[^\s:=]+=*[ \t]*(?:[\r\n]|\Z))")
 _KEY_ABOVE: Final = re.compile(r"([\w.$-]{1,80})[\"'`]?[ \t]*(?:=>|[:=])[ \t]*(?:[|>][+-]?)?[ \t]*\\?[ \t]*\Z")
@@ -307,6 +312,8 @@ def _pairs(text: str) -> list[tuple[int, int]]:
             start += 1  # ==
         while start < size and text[start] in " \t":
             start += 1
+        if start + 1 < size and text[start] in _LITERAL_PREFIXES and text[start + 1] in _QUOTES:
+            start += 1  # b'…'
         if start < size and (on_next_line := _VALUE_BELOW.match(text, start)) is not None:
             start = on_next_line.start(1)
         end = _value_end(text, start, key.lower() in _HEADERS and match[0] == ":" and not quote)

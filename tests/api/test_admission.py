@@ -19,6 +19,8 @@ from tachograph_exporter.config import Config
 from tachograph_exporter.store import locking
 from tachograph_exporter.store.database import Database
 
+pytestmark = pytest.mark.every_database
+
 QUICK = {"name": "quick", "steps": [{"name": "a", "config": {"handler": "counted"}}]}
 
 

@@ -23,6 +23,8 @@ from tachograph_exporter.config import Config
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.writer import StoreWriter, open_writer
 
+pytestmark = pytest.mark.every_database
+
 
 @pytest.fixture
 def script(any_database_url: str, tmp_path: Path) -> Iterator[Script]:

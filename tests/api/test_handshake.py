@@ -33,6 +33,8 @@ from tachograph_exporter.stream.feed import Feed
 from tachograph_exporter.stream.hub import Hub, StreamFilter
 from tachograph_exporter.stream.messages import Message
 
+pytestmark = pytest.mark.every_database
+
 MAX_HANDSHAKE_SECONDS: Final = 30.0
 """It takes a second at most, on a machine that has nothing else to do."""
 WHOLE: Final = ["workflow_started", "step_started", "step_completed", "workflow_completed"]

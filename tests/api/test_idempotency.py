@@ -17,6 +17,8 @@ from tachograph_exporter.config import Config
 from tachograph_exporter.store import idempotency
 from tachograph_exporter.store.schema import keyed_answers
 
+pytestmark = pytest.mark.every_database
+
 QUICK = {
     "name": "quick",
     "variables": [{"name": "n", "data_type": "int", "default_value": 1}],

@@ -12,6 +12,8 @@ from tests.conftest import Api, make_execution, make_run, serve
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
 
+pytestmark = pytest.mark.every_database
+
 REQUESTS = 6
 
 

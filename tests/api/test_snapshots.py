@@ -35,6 +35,8 @@ from tachograph_exporter.store.removal import remove_workflow
 from tachograph_exporter.store.schema import workflow_executions
 from tachograph_exporter.store.writer import StoreWriter
 
+pytestmark = pytest.mark.every_database
+
 DAY_NS: Final = 86_400 * NS
 MAX_STATEMENTS: Final = 60
 

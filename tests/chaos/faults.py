@@ -9,9 +9,12 @@ import random
 import resource
 import signal
 import sqlite3
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from tests.e2e.conftest import environment
 
 if TYPE_CHECKING:
     from tests.chaos.cluster import Cluster
@@ -41,6 +44,35 @@ async def frozen(world: World) -> None:
     world.service.send(signal.SIGSTOP)
     await asyncio.sleep(random.uniform(1, 4))
     world.service.send(signal.SIGCONT)
+
+
+async def frozen_in_transaction(world: World) -> None:
+    """The service stands still while it holds locks of the database."""
+    name = f"service{world.services.index(world.service)}"
+    for _ in range(40):
+        world.service.send(signal.SIGSTOP)
+        if await asyncio.to_thread(_cluster(world).answer, _HOLDS.format(name=name)) == "t":
+            break
+        world.service.send(signal.SIGCONT)
+        await asyncio.sleep(random.uniform(0, 0.02))
+    await asyncio.sleep(random.uniform(1, 4))
+    world.service.send(signal.SIGCONT)
+
+
+_HOLDS: Final = (
+    "SELECT EXISTS (SELECT 1 FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND granted "
+    "AND state = 'idle in transaction' AND application_name = '{name}')"
+)
+
+
+async def archived(world: World) -> None:
+    """Runs of days ago are moved to files, while spans of theirs may still arrive."""
+    command = [sys.executable, "-m", "tachograph_exporter", "archive", "--older-than", "3d", "--yes"]
+    process = await asyncio.create_subprocess_exec(
+        *command, "--to", str(world.directory / "archive"), "--database", world.database,
+        env=environment(), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    await process.wait()
 
 
 async def script_killed(world: World) -> None:
@@ -214,11 +246,11 @@ async def slow(world: World) -> None:
 
 
 COMMON: Final[tuple[Fault, ...]] = (
-    killed, terminated, frozen, script_killed, no_descriptors, no_memory,
+    killed, terminated, frozen, script_killed, no_descriptors, no_memory, archived,
 )  # fmt: skip
 ON_SQLITE: Final[tuple[Fault, ...]] = (*COMMON, locked, disk_full)
 ON_POSTGRES: Final[tuple[Fault, ...]] = (
-    *COMMON, one_of_two_killed, failed_over, restarted_fast, restarted_immediately, stopped, read_only,
-    no_connections, impatient, terminated_backends,
+    *COMMON, one_of_two_killed, frozen_in_transaction, failed_over, restarted_fast, restarted_immediately, stopped,
+    read_only, no_connections, impatient, terminated_backends,
     table_locked, cut, half_closed, silent, slow,
 )  # fmt: skip

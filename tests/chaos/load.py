@@ -50,6 +50,7 @@ class Oracle:
         refused: inputs that were refused, in so many words; they must not be there.
         unknown: inputs of which the service said that it did not know; no step of theirs may have begun.
         traces: ids of traces that were accepted, with the time.
+        pieces: ids of traces whose spans were accepted one by one, with the time.
         scripts: ids of runs whose process ended well, with the time.
     """
 
@@ -58,6 +59,7 @@ class Oracle:
         self.refused: set[str] = set()
         self.unknown: set[str] = set()
         self.traces: dict[str, float] = {}
+        self.pieces: dict[str, float] = {}
         self.scripts: dict[str, float] = {}
         self.answers: dict[int, int] = {}
         self.surprises: list[str] = []
@@ -85,7 +87,10 @@ class Load:
 
     async def start(self) -> None:
         """Begin."""
-        jobs = [self._execute(is_keyed=True), self._execute(is_keyed=False), self._post_spans(), self._run_scripts()]
+        jobs = [
+            self._execute(is_keyed=True), self._execute(is_keyed=False), self._post_spans(), self._run_scripts(),
+            self._post_pieces(),
+        ]  # fmt: skip
         self._tasks = [asyncio.create_task(job) for job in jobs]
 
     async def stop(self) -> None:
@@ -147,6 +152,23 @@ class Load:
                 self.oracle.traces[trace_id] = time.time()
                 await asyncio.sleep(0.1)
 
+    async def _post_pieces(self) -> None:
+        """Spans of one trace, each in a request of its own, at the same time, to any of the services; of some, their
+        run was days ago, and may be archived when the rest of them arrives.
+        """
+        async with aiohttp.ClientSession() as session:
+            while not self._is_over:
+                trace_id, days = secrets.token_hex(16), random.choice([0, 0, 5])
+                pieces = _pieces(trace_id, time.time_ns() - days * 86_400 * 1_000_000_000)
+                late = [pieces.pop(random.randrange(len(pieces)))] if random.random() < 0.3 else []
+                posts = [self._until(200, session, "/v1/traces", piece) for piece in pieces]
+                await asyncio.gather(*posts)
+                if late:
+                    await asyncio.sleep(random.uniform(0, 3))
+                    await self._until(200, session, "/v1/traces", late[0])
+                self.oracle.pieces[trace_id] = time.time()
+                await asyncio.sleep(0.1)
+
     async def _run_scripts(self) -> None:
         while not self._is_over:
             clock = random.choice(["", "", "-30s", "+90s"])
@@ -169,13 +191,33 @@ class Load:
                 process.kill()
 
 
+PIECES: Final = 4
+"""Spans of a trace of pieces: a run and its steps."""
+
+
 def _trace(trace_id: str) -> dict[str, Any]:
     now = time.time_ns()
     root, child = secrets.token_hex(8), secrets.token_hex(8)
+    return _request_of([
+        _span(trace_id, root, "spans", "", now - 10_000_000, now),
+        _span(trace_id, child, "inner", root, now - 8_000_000, now - 10),
+    ])  # fmt: skip
 
-    def span(span_id: str, name: str, parent: str, start: int, end: int) -> dict[str, Any]:
-        return {"traceId": trace_id, "spanId": span_id, "parentSpanId": parent, "name": name, "kind": 1,
-                "startTimeUnixNano": str(start), "endTimeUnixNano": str(end)}  # fmt: skip
 
-    spans = [span(root, "spans", "", now - 10_000_000, now), span(child, "inner", root, now - 8_000_000, now - 10)]
-    return {"resourceSpans": [{"resource": {}, "scopeSpans": [{"scope": {"name": "chaos"}, "spans": spans}]}]}
+def _pieces(trace_id: str, now: int) -> list[dict[str, Any]]:
+    root = secrets.token_hex(8)
+    spans = [_span(trace_id, root, "pieces", "", now - 10_000_000, now)]
+    for number in range(1, PIECES):
+        start = now - 9_000_000 + number * 1_000_000
+        spans.append(_span(trace_id, secrets.token_hex(8), f"piece{number}", root, start, start + 900_000))
+    return [_request_of([span]) for span in spans]
+
+
+def _span(trace_id: str, span_id: str, name: str, parent: str, start: int, end: int) -> dict[str, Any]:
+    return {"traceId": trace_id, "spanId": span_id, "parentSpanId": parent, "name": name, "kind": 1,
+            "startTimeUnixNano": str(start), "endTimeUnixNano": str(end)}  # fmt: skip
+
+
+def _request_of(spans: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    scope_spans = [{"scope": {"name": "chaos"}, "spans": list(spans)}]
+    return {"resourceSpans": [{"resource": {}, "scopeSpans": scope_spans}]}

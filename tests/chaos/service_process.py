@@ -10,19 +10,24 @@ from pathlib import Path
 
 from tools.local_service import free_port
 
+from tests.conftest import ROOT
 from tests.e2e.conftest import environment
 
 
 class ServiceProcess:
-    """``tachograph serve``, started again whenever it ends."""
+    """``tachograph serve``, started again whenever it ends.
 
-    def __init__(self, database: str, directory: Path) -> None:
+    ``ahead_seconds``: how far its clock is ahead of the machine's.
+    """
+
+    def __init__(self, database: str, directory: Path, ahead_seconds: float = 0) -> None:
         self.port = free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.log = directory / f"serve-{self.port}.log"
-        self._command = [sys.executable, "-m", "tachograph_exporter", "serve", "--listen", f"127.0.0.1:{self.port}",
-                         "--database", database, "--grace", "2"]  # fmt: skip
-        self._environment = environment(TACHOGRAPH_SPOOL_DIR=str(directory / "spool"))
+        program = ["tests.chaos.shifted", str(ahead_seconds)] if ahead_seconds else ["tachograph_exporter"]
+        self._command = [sys.executable, "-m", *program, "serve", "--database", database,
+                         "--listen", f"127.0.0.1:{self.port}", "--grace", "2"]  # fmt: skip
+        self._environment = environment(TACHOGRAPH_SPOOL_DIR=str(directory / "spool"), PYTHONPATH=str(ROOT))
         self._process: asyncio.subprocess.Process | None = None
         self._keeping: asyncio.Task[None] | None = None
         self.starts = 0

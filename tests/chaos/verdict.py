@@ -11,14 +11,14 @@ from typing import Any, Final, NamedTuple
 import aiohttp
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, null, select
 
 from tachograph.clock import NS
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.rollups import rebuild
-from tachograph_exporter.store.schema import workflow_executions, workflow_step_executions
+from tachograph_exporter.store.schema import archived_executions, workflow_executions, workflow_step_executions
 from tachograph_exporter.store.series.recount import recount_one
-from tests.chaos.load import Oracle
+from tests.chaos.load import PIECES, Oracle
 
 _SETTLING_SECONDS: Final = 90
 """What was spooled is delivered, and what a killed process left open is given up, within a lease."""
@@ -40,6 +40,13 @@ _EXECUTIONS: Final = select(
     workflow_executions.c.created_ns,
     _BEGUN_STEPS.label("begun_steps"),
 )
+
+_archived = archived_executions.c
+_ARCHIVED: Final = select(
+    _archived.workflow, _archived.execution_id, _archived.trace_id, _archived.inputs, _archived.status,
+    _archived.created_ns, null().label("begun_steps"),
+)  # fmt: skip
+"""Archived ones may lack what came later."""
 
 
 class Happened(NamedTuple):
@@ -89,8 +96,9 @@ async def judge(url: str, addresses: Sequence[str], oracle: Oracle, happened: li
     try:
         rows: list[Any] = []
         for _ in range(_SETTLING_SECONDS):
-            rows = await asyncio.to_thread(database.look, lambda c: list(c.execute(_EXECUTIONS)))
+            rows = await asyncio.to_thread(database.look, lambda c: [*c.execute(_EXECUTIONS), *c.execute(_ARCHIVED)])
             is_open = any(row.status in ("pending", "running") for row in rows)
+            is_open |= any(row.workflow == "pieces" and row.begun_steps not in (None, PIECES - 1) for row in rows)
             if not is_open and oracle.scripts.keys() <= {row.execution_id for row in rows}:
                 break
             await asyncio.sleep(1)
@@ -99,7 +107,8 @@ async def judge(url: str, addresses: Sequence[str], oracle: Oracle, happened: li
     finally:
         await asyncio.to_thread(database.close)
     counts = {"acknowledged": len(oracle.acknowledged), "refused": len(oracle.refused),
-              "unknown": len(oracle.unknown), "traces": len(oracle.traces), "scripts": len(oracle.scripts),
+              "unknown": len(oracle.unknown), "traces": len(oracle.traces),
+              "pieces": len(oracle.pieces), "scripts": len(oracle.scripts),
               "starts": starts,
               **{f"answered {status}": count for status, count in sorted(oracle.answers.items())}}  # fmt: skip
     return Verdict(happened, wrongs, counts)
@@ -110,6 +119,12 @@ def _unlike_the_oracle(oracle: Oracle, rows: Sequence[Any]) -> Iterator[Wrong]:
     yield from (Wrong("other", text) for text in oracle.surprises)
     yield from _not_once("execution", oracle.acknowledged, Counter(n for n, _ in probes))
     yield from _not_once("trace", oracle.traces, Counter(row.trace_id for row in rows if row.workflow == "spans"))
+    pieces = [row for row in rows if row.workflow == "pieces"]
+    yield from _not_once("trace in pieces,", oracle.pieces, Counter(row.trace_id for row in pieces))
+    for row in pieces:
+        if row.trace_id in oracle.pieces and row.begun_steps not in (None, PIECES - 1):
+            text = f"the trace {row.trace_id} in {PIECES} pieces is a run of {row.begun_steps} steps"
+            yield Wrong("lost", text, oracle.pieces[row.trace_id])
     yield from _not_once("run of a script,", oracle.scripts, Counter(row.execution_id for row in rows))
     for n, row in probes:
         if n in oracle.refused:

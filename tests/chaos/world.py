@@ -25,10 +25,14 @@ MIN_TRACES: Final = 3
 
 
 class World:
-    """Everything that takes part: on PostgreSQL, two services on a primary with a standby."""
+    """Everything that takes part: on PostgreSQL, some services on a primary with a standby.
 
-    def __init__(self, directory: Path, kind: str) -> None:
+    ``ahead_seconds``: how far the clock of each service is ahead of the machine's; on SQLite there is one service.
+    """
+
+    def __init__(self, directory: Path, kind: str, ahead_seconds: Sequence[float] = (0, 0)) -> None:
         self.directory = directory
+        self._ahead_seconds = ahead_seconds
         self.kind = kind
         self.cluster: Cluster | None = None
         self.services: list[ServiceProcess] = []
@@ -44,7 +48,10 @@ class World:
                 self.cluster = await asyncio.to_thread(Cluster)
                 await self.cluster.start()
                 self.database = self.cluster.url
-            self.services = [ServiceProcess(self.database, self.directory) for _ in range(2 if self.cluster else 1)]
+            self.services = [
+                ServiceProcess(self._url_for(number), self.directory, ahead)
+                for number, ahead in enumerate(self._ahead_seconds if self.cluster else self._ahead_seconds[:1])
+            ]
             self.service = self.services[0]
             addresses = [service.address for service in self.services]
             self.load = Load(addresses, self.database, str(self.directory / "spool"))
@@ -81,6 +88,10 @@ class World:
             await fault(self)
             happened.append(Happened(fault.__name__, began, await self._until_all_accept()))
         return happened
+
+    def _url_for(self, number: int) -> str:
+        """The database's URL; PostgreSQL knows the connections of each service by a name."""
+        return f"{self.database}?application_name=service{number}" if self.cluster else self.database
 
     async def _until_all_accept(self) -> float:
         """Seconds until an execution is accepted by every service."""

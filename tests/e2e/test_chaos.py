@@ -15,6 +15,7 @@ from tests.chaos.faults import Fault, failed_over, killed, one_of_two_killed
 from tests.chaos.world import MIN_ACKNOWLEDGED, MIN_TRACES, World
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("kind", "first"), [("sqlite", (killed,)), ("postgresql", (one_of_two_killed, failed_over))])
 async def test_whatever_fails_what_was_acknowledged_is_there_once(
     kind: str, first: Sequence[Fault], tmp_path: Path

@@ -315,7 +315,7 @@ def a_day(home: House, day: int, messages: int, interrupt: Callable[[int], list[
             eventually(lambda: home.firing(kind) == {("WorkflowLastRunFailed", "nightly")})  # noqa: B023
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 @days(0, 2, 4, 5, 7, 9, 13)
 def test_a_fortnight_on_sqlite(
     house: Callable[..., House], tmp_path: Path, calendar: Sequence[int], messages: int
@@ -338,7 +338,7 @@ def test_a_fortnight_on_sqlite(
     check(home)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 @days(0, 2, 4, 6, 9)
 def test_a_fortnight_of_two_services_on_postgresql(
     house: Callable[..., House], postgres: Callable[..., str], calendar: Sequence[int], messages: int

@@ -14,6 +14,6 @@ def create_block(openmetrics: str, tsdb: Path) -> None:
     """
     file = tsdb.with_suffix(".openmetrics")
     file.write_text(openmetrics)
-    command = ["promtool", "tsdb", "create-blocks-from", "--max-block-duration=744h", "openmetrics", file, tsdb]
-    created = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = ("promtool", "tsdb", "create-blocks-from", "--max-block-duration=744h", "openmetrics")
+    created = subprocess.run([*command, str(file), str(tsdb)], capture_output=True, text=True, check=False)
     assert created.returncode == 0, created.stderr

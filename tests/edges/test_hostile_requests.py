@@ -21,6 +21,8 @@ from tachograph_exporter.config import Config
 from tachograph_exporter.service import Service
 from tests.conftest import Api, serve
 
+pytestmark = pytest.mark.every_database
+
 TEXTS = (
     "%00",
     "a%00b",
@@ -129,11 +131,11 @@ async def raw(api: Api | str, head: bytes) -> tuple[int, dict[str, str], bytes]:
         wire.close()
 
 
-# Each database sees every value at a quarter of the parameters, and every parameter a quarter of the values; `make
+# Each database sees every value at an eighth of the parameters, and every parameter an eighth of the values; `make
 # slow` has all.
-@pytest.mark.parametrize("share", [pytest.param(4, id="share"), pytest.param(1, id="all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [pytest.param(8, id="share"), pytest.param(1, id="all", marks=pytest.mark.slow)])
 async def test_no_parameter_is_an_error_of_the_service(api: Api, share: int) -> None:
-    mine = 2 * int(not api.service.database.is_sqlite)
+    mine = 4 * int(not api.service.database.is_sqlite)
     wire = Wire(api.address)
     host = api.address.partition("//")[2]
     await api.call("POST", "/api/workflows", {"name": "w", "steps": [{"name": "s"}]})

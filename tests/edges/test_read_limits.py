@@ -26,6 +26,8 @@ from tachograph_exporter.store.tokens import create_token
 from tachograph_exporter.traces import search
 from tests.conftest import Api, serve
 
+pytestmark = pytest.mark.every_database
+
 TRACE = "74" * 16
 SECONDS = 0.3
 LANES = [Lane.READ, Lane.SEARCH]

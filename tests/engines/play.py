@@ -96,6 +96,8 @@ class Viewer:
     def __init__(self, get: Get) -> None:
         self._get = get
         self._seen: set[str] = set()
+        self.offsets: list[float] = []
+        """How many seconds later than the engine's each start and end of a step is shown, in all scenes so far."""
 
     def timelines(self) -> list[dict[str, Any]]:
         """The timelines of the executions that earlier scenes did not have."""
@@ -114,8 +116,12 @@ class Viewer:
                 timelines = self.timelines()
             except LookupError:
                 continue  # What spans seemed to be when it was listed has turned out to be a part of another run.
-            problems = differences(scene.truth, timelines, tolerance_seconds=tolerance_seconds, aside=aside)
+            offsets: list[float] = []
+            problems = differences(
+                scene.truth, timelines, tolerance_seconds=tolerance_seconds, aside=aside, offsets=offsets
+            )
             if not problems or time.monotonic() > deadline:
+                self.offsets += offsets
                 if not scene.goes_on:
                     self._seen |= {timeline["execution_id"] for timeline in timelines}
                 return [f"{scene.name}: {problem}" for problem in problems]

@@ -1,4 +1,4 @@
-"""What real engines need beside them: Redis and a Temporal server, on free ports."""
+"""What real engines need beside them: Redis, RabbitMQ and a Temporal server, on free ports."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 from tools.local_service import environment, eventually, free_port
 
 STOP_SECONDS = 15
+RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+"""Debian's command on the path wants to be a system's own service."""
 
 
 @contextlib.contextmanager
@@ -49,6 +51,31 @@ def redis(directory: Path) -> Iterator[str]:
     with running(command, directory / "redis.log", {}):
         eventually(lambda: is_listening(port))
         yield f"redis://127.0.0.1:{port}/0"
+
+
+def has_rabbitmq() -> bool:
+    return RABBITMQ.exists()
+
+
+@contextlib.contextmanager
+def rabbitmq(directory: Path) -> Iterator[str]:
+    """The URL of a real RabbitMQ."""
+    port, names = free_port(), free_port()
+    home = directory / "rabbitmq"
+    home.mkdir()
+    variables = {
+        "HOME": str(home), "RABBITMQ_NODENAME": f"test{port}@localhost", "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODE_PORT": str(port), "RABBITMQ_DIST_PORT": str(free_port()), "ERL_EPMD_PORT": str(names),
+        "RABBITMQ_MNESIA_BASE": str(home / "db"), "RABBITMQ_LOG_BASE": str(home / "log"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(home / "plugins"), "RABBITMQ_CONFIG_FILE": str(home / "none"),
+    }  # fmt: skip
+    try:
+        with running([str(RABBITMQ)], directory / "rabbitmq.log", variables):
+            eventually(lambda: is_listening(port), 120)
+            yield f"amqp://guest:guest@127.0.0.1:{port}//"
+    finally:
+        # It starts a server of names, which would stay.
+        subprocess.run(["epmd", "-port", str(names), "-kill"], capture_output=True, check=False)
 
 
 @contextlib.contextmanager

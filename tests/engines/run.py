@@ -40,6 +40,9 @@ QUIET_SECONDS: Final = 1.5
 """Longer than the delay of the programs' span processors: then all spans of a scene have come."""
 
 
+TIMES_SECONDS: Final = 0.05
+"""How far times may be from the engine's own; where the engine tells its own, see ``tolerance_seconds``."""
+
 KNOWN: Final[dict[str, Any]] = tomllib.loads((Path(__file__).parent / "environments.toml").read_text())
 ENGINES: Final[dict[str, Any]] = KNOWN["engines"]
 
@@ -91,7 +94,9 @@ def _install(directory: Path, requirements: list[str], alone: list[str]) -> None
         else:
             return
     venv.create(directory, with_pip=True, clear=True)
-    pip = [str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    # Of thousands of modules, hundreds are imported: those are compiled then.
+    pip = [str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+           "--no-compile"]  # fmt: skip
     subprocess.run([*pip, *requirements], check=True)
     if alone:
         subprocess.run([*pip, "--no-deps", *alone], check=True)
@@ -123,7 +128,8 @@ def services(names: list[str], directory: Path, python: str) -> Iterator[list[st
                 stack.callback(server.close)
                 addresses.append(f"{server.url}/postgres")
             else:
-                start = processes.redis(directory) if name == "redis" else processes.temporal(directory, python)
+                starts = {"redis": processes.redis, "rabbitmq": processes.rabbitmq}
+                start = starts[name](directory) if name in starts else processes.temporal(directory, python)
                 addresses.append(stack.enter_context(start))
         yield addresses
 
@@ -194,7 +200,20 @@ def play(name: str, *, record: bool, scenes: list[str], seconds: float) -> list[
             for difference in differences:
                 print(f"       {difference}")
             problems += differences
+    if viewer.offsets:
+        print(f"   {distribution(viewer.offsets)}")
     return problems
+
+
+def distribution(offsets: list[float]) -> str:
+    """How far the starts and ends that are shown are from the engine's own."""
+    apart = sorted(abs(offset) for offset in offsets)
+    near, far = apart[len(apart) // 2] * 1e3, apart[min(len(apart) - 1, len(apart) * 95 // 100)] * 1e3
+    within = sum(each <= TIMES_SECONDS for each in apart)
+    return (
+        f"{len(apart)} starts and ends: half within {near:.1f} ms of the engine's, 95 % within {far:.1f} ms, all "
+        f"within {apart[-1] * 1e3:.1f} ms; {within / len(apart):.0%} within {TIMES_SECONDS * 1e3:.0f} ms"
+    )
 
 
 def processor_seconds() -> float:

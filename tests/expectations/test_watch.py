@@ -36,6 +36,8 @@ from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.writer import StoreWriter
 from tests.conftest import make_execution, make_step
 
+pytestmark = pytest.mark.every_database
+
 BERLIN = ZoneInfo("Europe/Berlin")
 DEFAULT = workspace_id("default")
 

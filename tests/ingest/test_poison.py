@@ -30,6 +30,8 @@ from tachograph_exporter.store.schema import traces
 from tachograph_exporter.store.totals import CountedExecution, WorkflowTotals
 from tachograph_exporter.store.writer import StoreWriter
 
+pytestmark = pytest.mark.every_database
+
 YEAR = 365 * 86_400
 
 

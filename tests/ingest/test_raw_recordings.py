@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 import pytest
@@ -18,6 +19,10 @@ from tachograph_exporter.ingest.rules import Role
 from tachograph_exporter.ingest.spans import SpanRecord
 
 __all__ = ["intake"]
+
+
+BACKWARDS: Final = {*list(RAW)[::3], *{name.partition("_")[0]: name for name in RAW}.values()}
+"""A third of them, and one of each engine; `make slow` has all, in more orders."""
 
 
 def taken(service: Intake, requests: list[list[SpanRecord]]) -> None:
@@ -38,12 +43,13 @@ def test_a_recording_becomes_what_happened(name: str, intake: Callable[[], Hurri
     taken(service, requests)
     assert (lasting(service), service.counted()) == before, "arriving twice changes it"
     service.close()
-    backwards = intake()
-    way = WAYS[list(RAW).index(name) % len(WAYS)]
-    way(backwards, [[span] for request in requests[::-1] for span in request[::-1]])
-    backwards.settle()
-    for problem in problems_of(name, backwards, tolerance=tolerance):
-        problems.setdefault(problem, f"a span at a time, the last first, stored first ({way.__name__})")
+    if name in BACKWARDS:
+        backwards = intake()
+        way = WAYS[list(RAW).index(name) % len(WAYS)]
+        way(backwards, [[span] for request in requests[::-1] for span in request[::-1]])
+        backwards.settle()
+        for problem in problems_of(name, backwards, tolerance=tolerance):
+            problems.setdefault(problem, f"a span at a time, the last first, stored first ({way.__name__})")
     report = "\n".join(f"{problem} ({delivery})" for problem, delivery in problems.items())
     assert not problems, report
 
@@ -53,7 +59,7 @@ def test_a_recording_becomes_what_happened(name: str, intake: Callable[[], Hurri
 def test_a_recording_becomes_what_happened_in_further_orders(name: str, intake: Callable[[], Hurried]) -> None:
     spans = [span for request in recorded_requests(name) for span in request]
     problems: dict[str, str] = {}
-    for order, size in (("by end", 3), ("reversed", 1), ("shuffled", 1)):
+    for order, size in (("by end", 3), ("shuffled", 1), ("reversed", 1)):
         service = intake()
         taken(service, [list(piece) for piece in in_pieces(in_order(spans, order), size)])
         for problem in problems_of(name, service, tolerance=read_truth(name)["tolerance_seconds"]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,19 @@ def problems_of(name: str, intake: Intake, *, tolerance: float | None = None) ->
     return problems
 
 
+@pytest.mark.parametrize(
+    "deliveries",
+    [(DELIVERIES[0], DELIVERIES[-1]), pytest.param(DELIVERIES[1:-1], marks=pytest.mark.slow)],
+    ids=["two orders", "further orders"],
+)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recording_becomes_what_happened(name: str, intake: Callable[[], Hurried]) -> None:
+def test_a_recording_becomes_what_happened(
+    name: str, deliveries: Sequence[tuple[str, int]], intake: Callable[[], Hurried]
+) -> None:
     spans = recorded_spans(name)
     assert len(spans) == read_truth(name)["spans"]
     problems: dict[str, str] = {}
-    for order, size in DELIVERIES:
+    for order, size in deliveries:
         service = intake()
         pieces = list(in_pieces(in_order(spans, order), size))
         if order == "reversed":

@@ -26,11 +26,17 @@ def read_truth(name: str) -> Truth:
 
 
 def differences(
-    truth: Truth, timelines: Iterable[Mapping[str, Any]], *, tolerance_seconds: float = 1.0, aside: Sequence[Entry] = ()
+    truth: Truth,
+    timelines: Iterable[Mapping[str, Any]],
+    *,
+    tolerance_seconds: float = 1.0,
+    aside: Sequence[Entry] = (),
+    offsets: list[float] | None = None,
 ) -> list[str]:
     """What the timelines of a recording (as ``/timeline`` gives them) say otherwise than its truth.
 
     ``tolerance_seconds``: how far times may be apart. ``aside``: more that need not be right, as ``unknowable`` has it.
+    ``offsets``: gets how many seconds later than the truth's each start and end of a step and attempt is shown.
     """
     unknowable = _Unknowable([*truth["unknowable"], *aside])
     pairs, rest = _pair_executions(truth["executions"], list(timelines))
@@ -41,7 +47,7 @@ def differences(
             if not unknowable(number):
                 problems.append(f"{name}: there is no such execution")
             continue
-        comparison = _Comparison(number, execution, timeline, unknowable, tolerance_seconds)
+        comparison = _Comparison(number, execution, timeline, unknowable, tolerance_seconds, offsets)
         comparison.child_ids = {
             f"executions/{i}": child["execution_id"] for i, (_, child) in enumerate(pairs) if child is not None
         }
@@ -122,8 +128,10 @@ class _Comparison:
     """One execution."""
 
     def __init__(
-        self, number: int, execution: Entry, timeline: Mapping[str, Any], unknowable: _Unknowable, tolerance: float
-    ) -> None:
+        self, number: int, execution: Entry, timeline: Mapping[str, Any], unknowable: _Unknowable, tolerance: float,
+        offsets: list[float] | None,
+    ) -> None:  # fmt: skip
+        self._offsets = offsets
         self._number = number
         self._execution = execution
         self._timeline = timeline
@@ -185,6 +193,8 @@ class _Comparison:
         for field, key in (("started_at", "started_at"), ("ended_at", "completed_at")):
             if field not in known or self._unknowable(self._number, step=step, field=field):
                 continue
+            if self._offsets is not None and step is not None and shown[key] is not None:
+                self._offsets.append(_seconds(shown[key]) - _seconds(known[field]))
             if shown[key] is None or abs(_seconds(shown[key]) - _seconds(known[field])) > self._tolerance:
                 yield f"{key} is {shown[key]} instead of {known[field]}"
         is_measured = "duration_seconds" in known and "started_at" not in known and "duration_seconds" in shown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from tests.conftest import Api
 from tests.engines import processes
 
@@ -23,11 +23,40 @@ from tachograph.integrations import taskiq as taskiq_integration
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
+class Sender(SpanExporter):
+    """Sends spans to a service as they end, or later."""
+
+    def __init__(self, address: str) -> None:
+        self._exporter: Any = OTLPSpanExporter(f"{address}/v1/traces")
+        self._waiting: list[ReadableSpan] = []
+        self.is_held = False
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        if self.is_held:
+            self._waiting += spans
+            return SpanExportResult.SUCCESS
+        result: SpanExportResult = self._exporter.export(spans)
+        return result
+
+    def release(self) -> None:
+        """Send what waits."""
+        self.is_held = False
+        self._exporter.export(self._waiting)
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+
 @pytest.fixture
-async def provider(api: Api) -> AsyncIterator[TracerProvider]:
-    """Sends each span to the service as it ends; only from other threads than the service's."""
+def sender(api: Api) -> Sender:
+    return Sender(api.address)
+
+
+@pytest.fixture
+async def provider(sender: Sender) -> AsyncIterator[TracerProvider]:
+    """Makes spans that are sent to the service; only from other threads than the service's."""
     provider = TracerProvider(resource=Resource.create({"service.name": "shop"}))
-    provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(f"{api.address}/v1/traces")))
+    provider.add_span_processor(SimpleSpanProcessor(sender))
     yield provider
     await asyncio.to_thread(provider.shutdown)
 
@@ -133,10 +162,25 @@ PLAYS: dict[str, tuple[Callable[[TracerProvider, Path], None], dict[str, int]]] 
 """What an engine does, and how many runs of which workflow that is."""
 
 
+@pytest.mark.parametrize("order", ["as they come", "hooks first", "spans first"])
 @pytest.mark.parametrize("engine", PLAYS)
-async def test_hooks_and_spans_of_one_run(api: Api, provider: TracerProvider, tmp_path: Path, engine: str) -> None:
+async def test_hooks_and_spans_of_one_run(
+    api: Api, provider: TracerProvider, sender: Sender, tmp_path: Path, engine: str, order: str
+) -> None:
     play, expected = PLAYS[engine]
-    await asyncio.to_thread(play, provider, tmp_path)
+    told = api.service.recorder.queues["store"]
+    sender.is_held = order == "hooks first"
+    if order == "spans first":
+        told.before_fork(60.0)
+        assert told._paused
+    try:
+        await asyncio.to_thread(play, provider, tmp_path)
+    finally:
+        if order == "spans first":
+            told.after_fork_in_parent()
+    if sender.is_held:
+        assert await asyncio.to_thread(api.service.recorder.flush, 60)
+        await asyncio.to_thread(sender.release)
     await asyncio.to_thread(api.service.recorder.flush, 60)
     counts: dict[str, int] = {}
     async with asyncio.timeout(60):

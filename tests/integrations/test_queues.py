@@ -25,6 +25,7 @@ from tachograph.integrations import places, sending
 from tachograph.integrations import rq as rq_integration
 from tachograph.integrations import taskiq as taskiq_integration
 from tachograph.integrations.places import HEADER, place_of
+from tachograph.report.safely import moment_ns
 
 STEPS = (StepReady, StepStarted, StepRetrying, StepFinished, StepSkipped)
 
@@ -97,6 +98,12 @@ class TestRQ:
         assert (ends[-1].failure and ends[-1].failure.type) == "ZeroDivisionError"
         first = Job.fetch(first.id, connection=queue.connection)
         assert first.meta["mine"] == 1
+        # Times are RQ's own.
+        assert first.started_at is not None
+        assert first.ended_at is not None
+        assert [ends[0].attempt_started_ns, ends[0].time_ns] == [
+            moment_ns(first.started_at, 0), moment_ns(first.ended_at, 0)
+        ]  # fmt: skip
         # Broken on purpose: RQ goes on, and the log says so.
         monkeypatch.setattr(places, "run", None)
         job = queue.enqueue("operator.add", 3, 4)

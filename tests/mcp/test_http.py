@@ -8,14 +8,9 @@ import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import httpx2
 import pytest
-from mcp import Client
-from mcp.client.streamable_http import streamable_http_client
-from mcp.shared.exceptions import MCPError
-from mcp_types import CallToolResult, TextContent, TextResourceContents
 from tests.command import tachograph
 from tests.conftest import Api, running
 from tests.views import planted
@@ -26,6 +21,12 @@ from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config, ConfigError
 from tachograph_exporter.store.tokens import create_token
 from tachograph_exporter.store.workspaces import add_workspace
+
+if TYPE_CHECKING:
+    from mcp import Client
+    from mcp_types import CallToolResult
+
+pytestmark = pytest.mark.xdist_group("mcp tools")
 
 SERVICE_TOKEN: Final = "the-token-of-the-service"
 ASK: Final = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "runs", "arguments": {}}}
@@ -42,6 +43,8 @@ async def api(any_database_url: str, handlers: HandlerRegistry) -> AsyncIterator
 
 
 def text_of(result: CallToolResult) -> str:
+    from mcp_types import TextContent
+
     content = result.content[0]
     assert isinstance(content, TextContent)
     return content.text
@@ -54,6 +57,10 @@ def bearer(token: str) -> dict[str, str]:
 @contextlib.asynccontextmanager
 async def agent(api: Api, token: str, mode: str = "auto", **headers: str) -> AsyncIterator[Client]:
     """The official client of the protocol."""
+    import httpx2
+    from mcp import Client
+    from mcp.client.streamable_http import streamable_http_client
+
     async with httpx2.AsyncClient(headers={**bearer(token), **headers}, timeout=60) as http:
         transport = streamable_http_client(f"{api.address}/mcp", http_client=http)
         async with Client(transport, mode=mode) as client:
@@ -62,6 +69,10 @@ async def agent(api: Api, token: str, mode: str = "auto", **headers: str) -> Asy
 
 @pytest.mark.e2e
 async def test_an_agent_finds_out_why_last_nights_run_was_slow(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Here, not for each worker of pytest that looks for tests: it takes more than a second.
+    from mcp.shared.exceptions import MCPError
+    from mcp_types import TextResourceContents
+
     """In at most three calls, by both generations of the protocol, in the workspace of its token and no other."""
     monkeypatch.setattr(planted, "END_NS", time.time_ns() - 7 * 3600 * NS)
     database = api.service.database

@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from mcp import Client, StdioServerParameters
-from mcp.client.stdio import stdio_client
 from tests.conftest import make_execution, make_run, running
 from tests.e2e.conftest import environment
 
@@ -21,7 +19,11 @@ TOKEN = "the-token-of-the-service"
 
 
 @pytest.mark.e2e
+@pytest.mark.xdist_group("mcp tools")
 async def test_an_agent_starts_the_command(runs_database: Path, handlers: HandlerRegistry, tmp_path: Path) -> None:
+    from mcp import Client, StdioServerParameters
+    from mcp.client.stdio import stdio_client
+
     url = f"sqlite:///{runs_database}"
     execution = make_execution()
     database = Database(url)

@@ -31,7 +31,6 @@ from tachograph.events import (
 from tachograph.identity import ExecutionRef, StepRef, new_span_id, step_id, workspace_id
 from tachograph_exporter.mcp.budget import BYTES_PER_TOKEN, MAX_TOKENS, Answer, cut, tokens
 from tachograph_exporter.mcp.context import Context, ToolError
-from tachograph_exporter.mcp.server import reason_of
 from tachograph_exporter.mcp.tools import BY_NAME, INSTRUCTIONS, TOOLS, call, read_arguments, read_run
 from tachograph_exporter.mcp.wording import CLOSE, NAME, NOTICE, OPEN, marked, plain
 from tachograph_exporter.reading.connection_reader import ConnectionReader
@@ -305,6 +304,8 @@ def test_only_runs_are_resources() -> None:
 
 
 def test_an_error_marks_the_names_that_it_suggests(large: tuple[Database, str, list[Event]]) -> None:
+    from tachograph_exporter.mcp.server import reason_of
+
     for name, given in (("why", {"run": f"4 {HOSTILE[0]}x"}), ("trends", {"workflow": f"4 {HOSTILE[0]}x"})):
         with pytest.raises(ToolError) as raised:
             asked(large[0], name, **given)

@@ -83,6 +83,28 @@ def test_dramatiq(redis: str, client: Any) -> None:
     assert before - 0.001 <= oldest <= time.time()
 
 
+@pytest.mark.slow
+def test_celery_on_rabbitmq(tmp_path: Path) -> None:
+    if not processes.has_rabbitmq():
+        pytest.skip("needs RabbitMQ (apt-get install rabbitmq-server)")
+    from celery import Celery
+
+    with processes.rabbitmq(tmp_path) as address:
+        with Celery("shop", broker=address, set_as_current=False) as app:
+            for number in range(3):
+                app.send_task("work", (number,))
+            deadline = time.monotonic() + 60
+            while states(f"celery+{address}") != {"celery": (3, None)} and time.monotonic() < deadline:
+                time.sleep(0.05)
+        # Declared by nobody, it is empty, and stays undeclared.
+        for _ in range(2):
+            told = states(f"celery+{address}?queue=celery&queue=other")
+            assert told == {"celery": (3, None), "other": (0, None)}
+        wrong = address.replace("guest:guest", "guest:wrong")
+        with pytest.raises(Exception, match="ACCESS_REFUSED"):
+            states(f"celery+{wrong}")
+
+
 def told_of() -> None: ...
 
 

@@ -22,11 +22,13 @@ from typing import Any
 import pytest
 
 import tachograph
-from tachograph import meter
+from tachograph import counters, meter, step_kinds, unmeasured
 from tachograph.events import Event, StepFinished, StepRetrying
 from tachograph.identity import workflow_id
 from tachograph.recording.recorder import Recorder
 from tachograph.resources import Resources, UseTotals, cleaned, decoded, total_of
+from tachograph.step_kinds import Kind
+from tachograph.unmeasured import Unmeasured
 from tachograph.workflow.builtin.shell import ShellConfig, shell
 from tachograph.workflow.context import StepContext
 from tachograph.workflow.definition import Step, Workflow
@@ -95,7 +97,7 @@ class Record:
 @pytest.fixture(autouse=True)
 def no_service(monkeypatch: pytest.MonkeyPatch) -> None:
     """A service of another test may run in this process."""
-    monkeypatch.setattr(meter, "_services", 0)
+    monkeypatch.setattr(counters, "services", 0)
 
 
 @pytest.fixture
@@ -492,7 +494,7 @@ def test_what_delivering_records_uses_is_not_the_work_of_a_step(tmp_path: Path) 
             file.write(b"x" * 1_000_000)
             file.flush()
             os.fsync(file.fileno())
-        meter.note_own_thread()
+        counters.note_own_thread()
 
     running = begin()
     thread = threading.Thread(target=deliver)
@@ -597,7 +599,7 @@ async def test_the_executor_measures_handlers_and_commands_even_where_the_proces
     )
     workflow = Workflow(name="measured", steps=steps)
     for serves in (False, True):
-        monkeypatch.setattr(meter, "_services", int(serves))
+        monkeypatch.setattr(counters, "services", int(serves))
         record.events.clear()
         executor = Executor(recorder, handlers=registry)
         await executor.run(workflow)
@@ -658,18 +660,17 @@ def test_totals_do_not_depend_on_order_and_stop_at_63_bits() -> None:
 
 
 @contextlib.contextmanager
-def taken_for_tiny(kind: meter.Kind) -> Iterator[None]:
+def taken_for_tiny(kind: Kind) -> Iterator[None]:
     """Steps of this kind have been tiny."""
-    meter._scores[kind] = meter._MAX_SCORE
-    meter._note_tiny(kind)
+    step_kinds.scores[kind] = step_kinds.MAX_SCORE
+    step_kinds.note_tiny(kind)
     try:
         yield
     finally:
-        meter._scores.clear()
-        meter._tiny.clear()
+        step_kinds.forget()
 
 
-TINY: meter.Kind = ("w", "tiny")
+TINY: Kind = ("w", "tiny")
 
 
 class Moments:
@@ -684,8 +685,8 @@ class Moments:
         self.readings += 1
         return self.now - self.waited - 10**17
 
-    def step(self, took_ns: int, outer: meter.Meter | meter.Unmeasured | None = None) -> Resources | None:
-        running, began = meter.start_step(outer, False, TINY), self.now
+    def step(self, took_ns: int, outer: meter.Meter | Unmeasured | None = None) -> Resources | None:
+        running, began = unmeasured.start_step(outer, False, TINY), self.now
         assert running is not None
         self.now += took_ns
         return running.stop(began - 7, self.now - 7)  # The clock of an execution is another one.
@@ -698,20 +699,20 @@ def test_what_was_tiny_many_times_is_only_measured_if_it_is_not(monkeypatch: pyt
         with taken_for_tiny(TINY):
             for _ in range(1_000):
                 assert moments.step(20_000) is None
-            assert 0 < moments.readings <= 1_000 * 20_000 // meter._TINY_CLOCK_FRESH_NS + 1
+            assert 0 < moments.readings <= 1_000 * 20_000 // unmeasured.CLOCK_FRESH_NS + 1
             assert not meter._active
             # A longer one begins so much after a tiny one read the clock that this makes no difference.
-            moments.now += meter._TINY_CLOCK_FRESH_NS
+            moments.now += unmeasured.CLOCK_FRESH_NS
             assert moments.step(1_000) is None
             assert moments.step(2_000_000) == Resources(0.002)
             # The thread may have waited since the clock was read: nothing is said rather than something wrong.
-            moments.now += meter._TINY_CLOCK_FRESH_NS
+            moments.now += unmeasured.CLOCK_FRESH_NS
             assert moments.step(1_000) is None
             moments.now += 200_000
             assert moments.step(3_000_000) is None
             # Others run meanwhile. They learn of it, and its own processor time is all that is said.
             other = begin()
-            moments.now += meter._TINY_CLOCK_FRESH_NS
+            moments.now += unmeasured.CLOCK_FRESH_NS
             assert moments.step(1_000) is None
             assert not other._is_alone
             other._is_alone = True
@@ -719,7 +720,7 @@ def test_what_was_tiny_many_times_is_only_measured_if_it_is_not(monkeypatch: pyt
             assert not other._is_alone
             other.stop()
             # From now on it is measured from its start.
-            assert isinstance(meter.start_step(None, False, TINY), meter.Meter)
+            assert isinstance(unmeasured.start_step(None, False, TINY), meter.Meter)
     finally:
         gc.enable()
         meter._active.clear()
@@ -732,15 +733,15 @@ def test_a_step_inside_one_that_is_taken_for_tiny_is_inside_what_is_around_that(
     gc.disable()
     try:
         with taken_for_tiny(TINY):
-            around = meter.start_step(None, False, ("w", "around"))
+            around = unmeasured.start_step(None, False, ("w", "around"))
             assert isinstance(around, meter.Meter)
-            tiny = meter.start_step(around, False, TINY)
-            assert isinstance(tiny, meter.Unmeasured)
-            inner = meter.start_step(tiny, False, ("w", "inner"))
+            tiny = unmeasured.start_step(around, False, TINY)
+            assert isinstance(tiny, Unmeasured)
+            inner = unmeasured.start_step(tiny, False, ("w", "inner"))
             moments.now += 2_000_000
             assert inner is not None
             assert inner.stop(0, 0) == Resources(0.002)
-            assert moments.step(1_000, meter.start_step(tiny, False, TINY)) is None
+            assert moments.step(1_000, unmeasured.start_step(tiny, False, TINY)) is None
             assert around.stop() == Resources(0.002001)
     finally:
         gc.enable()
@@ -767,3 +768,93 @@ def test_a_long_step_that_was_taken_for_tiny_says_what_is_true_or_nothing(record
     if use is not None:
         assert is_near(use.cpu_seconds, 0.3)
         assert use.is_shared or is_near(use.thread_cpu_seconds, 0.3)
+
+
+def test_brief_steps_start_from_older_counters_and_long_ones_say_what_these_allow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moments, taken = Moments(monkeypatch), 0
+    kind, take = ("w", "brief"), counters.take
+
+    def count(of: counters.Thread, now: int, *, reads_size: bool = False) -> counters.Sample:
+        nonlocal taken
+        taken += 1
+        return take(of, now, reads_size=reads_size)
+
+    def step(took_ns: int) -> Resources | None:
+        running = unmeasured.start_step(None, False, kind)
+        assert isinstance(running, meter.Meter)
+        moments.now += took_ns
+        return running.stop()
+
+    monkeypatch.setattr(counters, "take", count)
+    counters.local.thread = None  # An earlier test may have been at a later time.
+    gc.disable()
+    try:
+        for _ in range(step_kinds.TAKEN_FOR_BRIEF):
+            assert step(3_000_000) == Resources(0.003)
+        assert taken >= step_kinds.TAKEN_FOR_BRIEF // 2
+        taken = 0
+        for _ in range(60):
+            assert step(1_000_000) == Resources(0.001)
+        assert taken <= 4
+        # Counters that are a tenth as old as the step took say nothing of it; a twentieth is near enough.
+        moments.now += meter.LONG_NS
+        step(1_000_000)
+        moments.now += 2_000_000
+        assert step(30_000_000) == Resources(0.03)
+        # It was long: the next one of its name starts from new ones.
+        moments.now += 3_000_000
+        use = step(30_000_000)
+        assert use is not None
+        assert use.peak_memory_bytes is not None
+        for _ in range(step_kinds.TAKEN_FOR_BRIEF):
+            step(1_000_000)
+        moments.now += 2_000_000
+        use = step(3_000_000_000)
+        assert use is not None
+        assert use.peak_memory_bytes is not None
+    finally:
+        gc.enable()
+        step_kinds.forget()
+        meter._active.clear()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_the_resident_set_is_read_though_its_descriptor_was_closed_or_is_another_file_now(tmp_path: Path) -> None:
+    size = counters.resident_bytes()
+    assert size is not None
+    descriptor = counters._statm
+    assert descriptor is not None
+    path = tmp_path / "other"
+    for text in ("", "1 2 3 4 5 6", "a b c d e f g"):
+        path.write_text(text)
+        other = os.open(path, os.O_RDONLY)
+        os.dup2(other, descriptor)
+        again = counters.resident_bytes()
+        assert again is not None
+        assert again > size // 4
+        assert os.lseek(other, 0, os.SEEK_CUR) == 0
+        os.close(other)
+        os.close(descriptor)  # Nobody closed what is another file.
+        assert counters._statm != descriptor
+        descriptor = counters._statm
+        assert descriptor is not None
+    os.close(descriptor)
+    assert counters.resident_bytes() is not None
+    # A forked child has its own.
+    reader, writer = os.pipe()
+    kept = bytearray(64 * MIB)
+    kept[:] = b"x" * len(kept)
+    mine = counters.resident_bytes()
+    assert mine is not None
+    del kept
+    child = os.fork()
+    if child == 0:
+        more = bytearray(b"y" * (128 * MIB))
+        os.write(writer, str(counters.resident_bytes()).encode())
+        os._exit(int(len(more) == 0))
+    os.waitpid(child, 0)
+    os.close(writer)
+    assert int(os.read(reader, 100)) > mine + 32 * MIB
+    os.close(reader)

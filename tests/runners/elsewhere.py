@@ -23,6 +23,13 @@ def add(context: StepContext) -> dict[str, Any]:
     return {"total": total, "before": before, "attempt": context.attempt}
 
 
+@handler("slow_add")
+def slow_add(context: StepContext) -> dict[str, int]:
+    time.sleep(context.config["seconds"])
+    before = [name for name in context.config.get("reads", ()) if name in context.outputs]
+    return {"total": sum(context.outputs[name]["total"] for name in before) + 1}
+
+
 @handler("flaky")
 def flaky(context: StepContext) -> dict[str, int]:
     if context.attempt <= context.config["times"]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -18,9 +19,10 @@ from sqlalchemy.util import await_only
 from tests.conftest import make_execution
 from tests.store.test_rollups import a_run, differing
 
+from tachograph.clock import NS
 from tachograph.events import Event, ExecutionStatus, Failure, StepEvent, StepFinished, StepStatus
 from tachograph.identity import workflow_id, workspace_id
-from tachograph_exporter.store import event_log, locking
+from tachograph_exporter.store import engines, event_log, locking
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.locking import Claim, NotAlone
 from tachograph_exporter.store.rollups import read
@@ -242,6 +244,41 @@ def test_under_load_totals_are_exact_and_followers_miss_nothing(databases: Calla
         of_workflow = columns.workflow_id == workflow_id("default", name)
         numbers = looker.look(lambda c, w=of_workflow: c.execute(select(columns.number).where(w)).scalars().all())  # type: ignore[misc]
         assert sorted(numbers) == list(range(1, len(numbers) + 1))
+
+
+def test_a_writer_that_stands_still_in_its_transaction_keeps_others_for_a_while_only(
+    databases: Callable[[], Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a process does that is stopped, or whose machine is suspended; it goes on later."""
+    other, looker = StoreWriter(databases()), databases()
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "IDLE_IN_TRANSACTION_SECONDS", 3.0)
+        writer = StoreWriter(databases())
+        writer.apply(runs_of("a"))
+    held = Held(writer, [*runs_of("a"), *runs_of("new")])
+    with ThreadPoolExecutor(2) as pool:
+        # Of the same workflow, and what only one may do: both wait for it.
+        same, alone = pool.submit(other.apply, runs_of("a")), pool.submit(StoreWriter(databases()).apply, runs_of("b"))
+        same.result(SECONDS)
+        alone.result(SECONDS)
+    assert (ended(looker, "a"), ended(looker, "b"), ended(looker, "new")) == (2, 1, 0)
+    held.commit()
+    assert (ended(looker, "a"), ended(looker, "b"), ended(looker, "new")) == (3, 1, 1)
+    check(looker)
+
+
+def test_services_whose_clocks_are_an_hour_apart_keep_the_events_of_each_other(
+    databases: Callable[[], Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looker = databases()
+    position = listen(looker)
+    for hours in (-1, 1, 0):
+        clock = SimpleNamespace(time_ns=lambda hours=hours: time.time_ns() + hours * 3_600 * NS)
+        monkeypatch.setattr(event_log, "time", clock)
+        StoreWriter(databases()).apply(runs_of("a"))
+        looker.run(event_log.prune)
+    followed = {entry.event.execution.execution_id for entry in looker.look(lambda c: event_log.read(c, position))}
+    assert len(followed) == 3
 
 
 def test_one_execution_in_two_workflows_is_one_and_counted_once(databases: Callable[[], Database]) -> None:

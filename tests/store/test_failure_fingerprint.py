@@ -147,6 +147,14 @@ def test_where_a_long_message_is_cut_does_not_matter() -> None:
     assert template_of("not found: '" + "ab c" * 30_000) == "not found: <*>"
 
 
+def test_data_that_its_writer_cut_is_data() -> None:
+    """Within a text in quotes, and within brackets."""
+    texts = ('{"a": [1, "oy…', '{"rows": ["abc", "d...', '{"b": {"c": [1, 2, 3, …', '["x", 7, "y z…')
+    assert {template_of(f"cannot load {text}") for text in texts} == {"cannot load <*>"}
+    assert template_of("waiting for the lock...") == "waiting for the lock..."
+    assert template_of("first\nsecond...") == "first second..."
+
+
 def test_colours_and_invisible_characters_say_nothing() -> None:
     plain = template_of("load failed for job")
     for message in (
@@ -343,6 +351,36 @@ Caused by: java.sql.SQLException: timeout
 \tat com.acme.Db.query(Db.java:9)
 \t... 23 more
 """
+RUST = """thread 'main' panicked at src/load.rs:10:9:
+index out of bounds: the len is 3 but the index is 99
+stack backtrace:
+   0: rust_begin_unwind
+             at /rustc/79e9716c980570bfd1f666e3b16ac583f0168962/library/std/src/panicking.rs:597:5
+   1: core::panicking::panic_fmt
+             at /rustc/79e9716c980570bfd1f666e3b16ac583f0168962/library/core/src/panicking.rs:72:14
+   2: shop::load::parse::{{closure}}
+             at ./src/load.rs:10:9
+   3: csv::reader::Reader<R>::records
+             at /home/ci/.cargo/registry/src/index.crates.io-6f17d22bba15001f/csv-1.3.0/src/reader.rs:1:2
+   4: <shop::load::Loader as shop::Run>::run
+             at ./src/load.rs:31:5
+   5: shop::main
+             at ./src/main.rs:4:5
+   6: core::ops::function::FnOnce::call_once
+             at /rustc/79e9716c980570bfd1f666e3b16ac583f0168962/library/core/src/ops/function.rs:250:5
+note: Some details are omitted, run with `RUST_BACKTRACE=full` for a verbose backtrace.
+"""
+
+RUST_SHORT = """Error: cannot load
+
+Stack backtrace:
+   0: anyhow::error::<impl core::convert::From<E> for anyhow::Error>::from
+   1: 0x55d0c0a1b2c3 - etl::jobs::load::h0123456789abcdef
+   2: etl::main::hfedcba9876543210
+   3: std::rt::lang_start::{{closure}}
+   4: main
+   5: __libc_start_main"""
+
 GO = """goroutine 1 [running]:
 main.(*Loader).load(0xc000010000, {0x1, 0x2})
 \t/home/x/app/loader.go:12 +0x1d
@@ -379,6 +417,8 @@ NET = """System.InvalidOperationException: no
         (JAVA, ("com.acme.Loader.load", "com.acme.Loader.lambda$run", "com.acme.Jobs.run",
                 "!java.sql.SQLException: timeout",
                 "com.acme.Db.query")),
+        (RUST, ("shop::load::parse::{{closure}}", "<shop::load::Loader as shop::Run>::run", "shop::main")),
+        (RUST_SHORT, ("etl::jobs::load", "etl::main")),
         (GO, ("main.(*Loader).load", "github.com/acme/etl/jobs.Run.func1")),
         (JAVASCRIPT, ("loader.load", "job.Job.run", "main.<anonymous>", "foo.Foo")),
         (NET, ("Acme.Loader.Load", "Acme.Jobs.<RunAsync>.MoveNext", "!System.TimeoutException: late")),

@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from sqlalchemy import event, func, select
+from tests.conftest import make_execution, make_step
 from tests.store.test_writer import RUN
 
-from tachograph.identity import workspace_id
+from tachograph.events import Event, ExecutionStarted, StepFinished, StepStarted, StepStatus
+from tachograph.identity import step_id, workspace_id
+from tachograph.spans import semconv
 from tachograph_exporter.attribute_text import ValueKind, as_text, kind_of
 from tachograph_exporter.store import span_index as module
 from tachograph_exporter.store import span_index_reading as reading
@@ -212,6 +216,35 @@ def test_what_is_known_costs_no_statement(database: Database) -> None:
     database.run(lambda c: reading.drop_days(c, Source.ARRIVED, AT + DAY_NS))
     note(database, index, {"a": "x"})
     assert set(values(database, "a")) == {"x"}
+
+
+@pytest.mark.parametrize("sizes", [[], [3, 4], [1] * 40], ids=["at once", "in parts", "one by one"])
+def test_every_instance_of_a_step_is_found_by_what_it_says(database: Database, sizes: list[int]) -> None:
+    run = make_execution("etl")
+    steps = [make_step(run, "load", map_index=str(i)) for i in range(12)]
+    steps = [replace(step, step_id=step_id(run.workflow_id, step.name, i)) for i, step in enumerate(steps)]
+    statuses = [StepStatus.FAILED if i % 4 == 3 else StepStatus.COMPLETED for i in range(11)]
+    events: list[Event] = [ExecutionStarted(execution=run, time_ns=AT)]
+    events += [StepStarted(step=step, time_ns=AT) for step in steps]
+    events += [
+        StepFinished(step=step, time_ns=AT + i, status=status, attempt=1 + i % 2, started_ns=AT, attempt_started_ns=AT)
+        for i, (step, status) in enumerate(zip(steps, statuses, strict=False))  # The last one goes on.
+    ]
+    writer = StoreWriter(database)
+    for size in [*sizes, len(events)]:
+        writer.apply(events[:size])
+        events = events[size:]
+
+    def listed(name: str) -> set[str]:
+        return set(
+            dict(database.look(lambda c: reading.attribute_values(c, workspace_id(run.workspace), "span", name)))
+        )
+
+    assert listed(semconv.STEP_ID) == {step.step_id for step in steps}
+    assert listed(semconv.STEP_STATUS) == {"completed", "failed"}
+    assert listed(semconv.STEP_ATTEMPT) == {"1", "2"}
+    operations = database.look(lambda c: reading.operations(c, workspace_id(run.workspace), None))
+    assert {"load", "load attempt 2"} <= {name for name, _ in operations}
 
 
 VALUE = st.one_of(

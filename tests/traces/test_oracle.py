@@ -17,6 +17,8 @@ from tests.traces.oracle import MINUTE, T0, Maker, S, Span, Steps, Trace, made_u
 from tachograph.workflow import HandlerRegistry
 from tachograph_exporter.config import Config
 
+pytestmark = pytest.mark.every_database
+
 SEARCHES, METRICS = 100, 50
 TRACES = made_up_traces(seed=7, count=24)
 STATUSES = {"unset": 0, "ok": 1, "error": 2}

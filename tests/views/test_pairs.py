@@ -32,7 +32,7 @@ def values(rng: random.Random) -> Values:
 def runs_of(seed: str, is_odd: Callable[[Values, random.Random], bool], count: int = 200) -> list[Described]:
     """Runs, the last of which is an odd one."""
     rng = random.Random(seed)
-    described = []
+    described: list[Described] = []
     while len(described) < count or not described[-1].is_odd:
         features = values(rng)
         described.append(Described(len(described), is_odd(features, rng), features))

@@ -107,3 +107,11 @@ def test_a_version_with_usual_runs_before_the_slow_ones_is_no_cause() -> None:
         assert surroundings.is_plausible(pair, among, others) is is_plausible
         # A host may turn bad.
         assert surroundings.is_plausible(difference._replace(key="host", value="h", place=kinds.HOST), among, others)
+
+
+def test_a_workflow_that_starts_anew_for_each_slow_run_is_told_from_its_time() -> None:
+    windows = [(i * 1_000, i * 1_000 + 300) for i in range(8)]
+    short = [Beside(str(i), "w", "backup", None, i * 1_000 - 50, i * 1_000 + 100) for i in range(8)]
+    assert surroundings.come_and_go(short, windows)
+    assert not surroundings.come_and_go([Beside("x", "w", "backfill", None, 0, 9_000)], windows)
+    assert not surroundings.come_and_go(short, windows[:3])

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from tests.views.planted import END_NS, MB, NS, Plan, Planted, Recording, Step, StepStatus, Try
+from tests.views.planted import END_NS, MB, Plan, Planted, Recording, Step, Try
 
+from tachograph.clock import NS
+from tachograph.events import StepStatus
 from tachograph_exporter.store.database import Database
 
 RUNS: Final = 200
@@ -250,7 +252,7 @@ def deploy_at_noon(world: Settlements) -> Planted:
         run.version = "3.0"
         run.process = f"{world.host(run)}/b.7/77{world.rng.randrange(3)}/1"
         for index in range(FETCHES):
-            run.steps[index].seconds *= 4
+            run.steps[index].seconds *= 8
     return {("version", "3.0")}, {("waiting", "fetch")}
 
 

@@ -142,8 +142,8 @@ def serve(
         typer.Option(
             metavar="URL",
             envvar=QUEUES_VARIABLE,
-            help="Watch the queues of an engine: celery, rq, dramatiq, huey, arq or taskiq+redis://HOST:PORT/DB, or "
-            "procrastinate+postgresql://…; ?queue=NAME names some. Repeatable.",
+            help="Watch the queues of an engine: celery, rq, dramatiq, huey, arq or taskiq+redis://HOST:PORT/DB, "
+            "celery+amqp://HOST:PORT, or procrastinate+postgresql://…; ?queue=NAME names some. Repeatable.",
         ),
     ] = None,
     mcp: Annotated[

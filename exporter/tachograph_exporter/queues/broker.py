@@ -13,13 +13,21 @@ QUEUES_VARIABLE: Final = "TACHOGRAPH_QUEUES"
 """Names brokers as ``tachograph serve --queue`` does, several with spaces between them."""
 REDIS_ENGINES: Final = ("celery", "rq", "dramatiq", "huey", "arq", "taskiq")
 POSTGRES_ENGINES: Final = ("procrastinate",)
+AMQP_ENGINES: Final = ("celery",)
 MAX_QUEUES: Final = 100
 """Queues of a broker that are shown."""
-_URL: Final = re.compile(r"(?P<engine>[a-z]+)\+(?P<url>(?:rediss?|unix|postgres(?:ql)?)://.*)", re.DOTALL)
+_URL: Final = re.compile(r"(?P<engine>[a-z]+)\+(?P<url>(?:rediss?|unix|amqps?|postgres(?:ql)?)://.*)", re.DOTALL)
 _EXPECTED: Final = (
-    f"expected ENGINE+redis://HOST:PORT/DB with {', '.join(REDIS_ENGINES)}, or procrastinate+postgresql://…; "
-    "?queue=NAME, once or more, names queues"
+    f"expected ENGINE+redis://HOST:PORT/DB with {', '.join(REDIS_ENGINES)}, celery+amqp://…, or "
+    "procrastinate+postgresql://…; ?queue=NAME, once or more, names queues"
 )
+
+
+_KINDS: Final = {
+    "redis": "redis", "rediss": "redis", "unix": "redis", "amqp": "amqp", "amqps": "amqp", "postgres": "postgres",
+    "postgresql": "postgres",
+}  # fmt: skip
+_ENGINES: Final = {"redis": REDIS_ENGINES, "amqp": AMQP_ENGINES, "postgres": POSTGRES_ENGINES}
 
 
 class QueueState(NamedTuple):
@@ -54,7 +62,7 @@ class BrokerAddress(NamedTuple):
     Attributes:
         engine: its name.
         url: of the broker. May have a password.
-        queues: names of queues; none: all that are found.
+        queues: names of queues; none: all that are found (of RabbitMQ, which tells of none, the engine's default).
     """
 
     engine: str
@@ -68,8 +76,9 @@ class BrokerAddress(NamedTuple):
         return clean_name(f"{parts.hostname or ''}:{parts.port or ''}{parts.path}".replace(":/", "/"))
 
     @property
-    def is_redis(self) -> bool:
-        return self.engine in REDIS_ENGINES
+    def kind(self) -> str:
+        """``redis``, ``amqp`` or ``postgres``."""
+        return _KINDS[urlsplit(self.url).scheme]
 
 
 def parse_broker(text: str) -> BrokerAddress:
@@ -85,7 +94,7 @@ def parse_broker(text: str) -> BrokerAddress:
         query = parse_qs(parts.query, max_num_fields=MAX_QUEUES + 20)
     except ValueError as error:
         raise ConfigError(f"the address of the broker of {engine} is not a URL: {error}") from None
-    if parts.scheme.startswith("postgres") != (engine in POSTGRES_ENGINES):
+    if engine not in _ENGINES[_KINDS[parts.scheme]]:
         raise ConfigError(f"the queues of {engine} are not read from {parts.scheme}://: {_EXPECTED}")
     queues = tuple(dict.fromkeys(query.pop("queue", [])))[:MAX_QUEUES]
     rest = "&".join(f"{name}={value}" for name, values in query.items() for value in values)

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from tachograph.quiet_log import QuietLog
 from tachograph_exporter.config import ConfigError
+from tachograph_exporter.queues.amqp_queues import AmqpBroker
 from tachograph_exporter.queues.broker import MAX_QUEUES, Broker, BrokerAddress, QueueState, parse_broker
 from tachograph_exporter.queues.postgres_queues import PostgresBroker
 from tachograph_exporter.queues.redis_queues import RedisBroker
@@ -29,10 +30,15 @@ class Read(NamedTuple):
     error: str | None = None
 
 
+_BROKERS: Final[Mapping[str, Callable[[BrokerAddress], Broker]]] = {
+    "redis": RedisBroker, "amqp": AmqpBroker, "postgres": PostgresBroker,
+}  # fmt: skip
+
+
 def open_broker(address: BrokerAddress) -> Broker:
     """A client of a broker. Raises `ConfigError` if its library is not installed, or the address is none."""
     try:
-        return RedisBroker(address) if address.is_redis else PostgresBroker(address)
+        return _BROKERS[address.kind](address)
     except ImportError:
         raise ConfigError(f"reading the queues of {address.engine} needs pip install 'tachograph[queues]'") from None
     except ValueError as error:

@@ -105,10 +105,13 @@ class Batch:
         """What its spans say that was not in the index, if anything."""
         self.inputs: list[Noted] = []
         """What of their inputs was noted."""
+        self.ended_first: set[str] = set()
+        """Span ids of steps that end with their first attempt.
+
+        The end of such a step repeats everything its earlier events said, unless several processes report it.
+        """
         events = list(events)
         refs = self.refs
-        # The end of a step that never retried repeats everything its earlier events said; unless another process did.
-        ended_first: set[str] = set()
         latest: ExecutionRef | None = None
         is_reported = any_reported = False
         for event in events:
@@ -121,7 +124,7 @@ class Batch:
                 is_reported = ref.origin is Origin.REPORTED
                 any_reported |= is_reported
             if type(event) is StepFinished and event.attempt == 1 and not is_reported:
-                ended_first.add(event.step.span_id)
+                self.ended_first.add(event.step.span_id)
         fold = Batch.add if any_reported else _fold
         for event in events:
             kind = type(event)
@@ -129,7 +132,7 @@ class Batch:
                 step: StepRef = event.step  # type: ignore[union-attr]
                 if step.folded_as is not None:
                     continue
-                if (kind is StepStarted or kind is StepReady) and step.span_id in ended_first:
+                if (kind is StepStarted or kind is StepReady) and step.span_id in self.ended_first:
                     continue
             fold(self, event)
 

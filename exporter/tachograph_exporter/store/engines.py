@@ -36,6 +36,9 @@ _IDLE_SECONDS: Final = 2.0
 _CHECK_SECONDS: Final = 2.0
 _SMALLEST_FILE: Final = 512
 """Bytes of SQLite's smallest page: a file with a schema is at least as long."""
+IDLE_IN_TRANSACTION_SECONDS: Final = 60.0
+"""How long a transaction may wait for its process between two commands. A process that stands still (a machine that is
+suspended, a debugger) holds what it has locked until then; PostgreSQL ends its session, and others go on."""
 _READ_ONLY: Final = "25006"
 """SQLSTATE of a write on a server that is, by now, read-only: a standby, perhaps."""
 
@@ -194,7 +197,7 @@ def postgres_engine(url: URL, *, size: int, overflow: int, command_seconds: floa
             connect_args={
                 "timeout": CONNECT_SECONDS,
                 "command_timeout": command_seconds,
-                "async_creator_fn": partial(_connect, connections, hosts),
+                "async_creator_fn": partial(_connect, connections, hosts, command_seconds is not None),
             },
         )
     except ImportError as error:
@@ -257,7 +260,15 @@ async def _close(connection: Any, seconds: float) -> None:
         connection.terminate()
 
 
-async def _connect(connections: weakref.WeakSet[Any], hosts: Hosts, **options: Any) -> Any:
+async def _connect(connections: weakref.WeakSet[Any], hosts: Hosts, is_hasty: bool, **options: Any) -> Any:
     connection = await postgres_hosts.connect(hosts, **options)
     connections.add(connection)
+    if is_hasty:
+        # Not as an option of the connection: a pooler between refuses those that it does not know.
+        milliseconds = round(IDLE_IN_TRANSACTION_SECONDS * 1_000)
+        try:
+            await connection.execute(f"SET idle_in_transaction_session_timeout = {milliseconds}")
+        except BaseException:
+            connection.terminate()
+            raise
     return connection

@@ -17,7 +17,20 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, LargeBinary, bindparam, delete, func, insert, select, text
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    LargeBinary,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal,
+    literal_column,
+    select,
+    text,
+)
 
 from tachograph.clock import NS
 from tachograph.events import Event, Heartbeat, StepReady, StepStacks, WorkflowExpected
@@ -62,8 +75,8 @@ def append(connection: Connection, origin: str, events: Sequence[Event]) -> None
     for i in range(0, len(logged), _PER_ROW):
         part = logged[i : i + _PER_ROW]
         connection.execute(
-            insert(event_log),
-            {"origin": origin, "time_ns": time.time_ns(), "count": len(part), "events": _encode(part)},
+            insert(event_log).values(time_ns=_now(connection)),
+            {"origin": origin, "count": len(part), "events": _encode(part)},
         )
     if _is_postgresql(connection):
         connection.exec_driver_sql(f"NOTIFY {CHANNEL}")
@@ -178,7 +191,7 @@ def newest(connection: Connection) -> int:
 
 def prune(connection: Connection) -> None:
     """Delete rows older than `KEEP_SECONDS`, except the newest, from which sequence numbers continue."""
-    before = time.time_ns() - round(KEEP_SECONDS * NS)
+    before = _now(connection) - round(KEEP_SECONDS * NS)
     last = select(func.max(_log.sequence)).scalar_subquery()
     connection.execute(delete(event_log).where(_log.time_ns < before, _log.sequence < last))
     # Earlier versions left a registration for each process.
@@ -196,7 +209,7 @@ def listen(connection: Connection) -> int:
     locking.lock(connection)
     if not has_listeners(connection):
         connection.execute(
-            insert(event_log), {"origin": _GAP, "time_ns": time.time_ns(), "count": 0, "events": _encode([])}
+            insert(event_log).values(time_ns=_now(connection)), {"origin": _GAP, "count": 0, "events": _encode([])}
         )
     state.set_state(connection, _LISTENER, "")
     if _is_postgresql(connection):
@@ -212,6 +225,10 @@ _REGISTERED_NOW: Final = f"UPDATE store_state SET updated_ns = {_SERVER_NS} WHER
 _IS_HEARD: Final = f"SELECT 1 FROM store_state WHERE {_OURS} AND updated_ns > "  # noqa: S608 - constants
 _IS_HEARD_SQLITE: Final = f"{_IS_HEARD}?"
 _IS_HEARD_POSTGRESQL: Final = f"{_IS_HEARD}{_SERVER_NS} - {round(LISTENER_SECONDS * NS)}"
+
+
+def _now(connection: Connection) -> ColumnElement[int]:
+    return literal_column(_SERVER_NS, BigInteger) if _is_postgresql(connection) else literal(time.time_ns(), BigInteger)
 
 
 def has_listeners(connection: Connection) -> bool:

@@ -140,17 +140,20 @@ class RecordedNames:
                 new.setdefault(said, place)
         if not new:
             return None
-        notes.shapes += [(_ROWS, said) for said in new]
+        notes.shapes.update([(_ROWS, said) for said in new])
         # What many say is looked for in the events of one of them. Those of an execution are all of it.
-        places = set(new.values())
+        places, whole = set(new.values()), batch.ended_first
         for event in events:
-            execution_id = event.execution.execution_id
-            if (execution_id, "") not in places:
+            kind = type(event)
+            note = _NOTES.get(kind)
+            if note is None or (kind is StepStarted and event.step.span_id in whole):  # type: ignore[union-attr]
+                continue
+            ref = event.execution
+            if (ref.execution_id, "") not in places:
                 step = getattr(event, "step", None)
-                if step is None or (execution_id, step.step_id) not in places:
+                if step is None or (ref.execution_id, step.step_id) not in places:
                     continue
-            note = _NOTES.get(type(event))
-            if note is not None and event.execution.origin is not Origin.INGESTED:
+            if ref.origin is not Origin.INGESTED:
                 note(self, notes, event)
         if notes.pending:
             self._index.write(connection, notes)
@@ -159,7 +162,7 @@ class RecordedNames:
     def remember(self, notes: Notes) -> None:
         """The transaction is committed."""
         self._rows.update(row for day, row in notes.shapes if day is _ROWS)
-        notes.shapes = [shape for shape in notes.shapes if shape[0] is not _ROWS]
+        notes.shapes = {shape for shape in notes.shapes if shape[0] is not _ROWS}
         self._index.remember(notes)
 
     def _day(self, ref: ExecutionRef, time_ns: int) -> Day:
@@ -170,12 +173,6 @@ class RecordedNames:
             identifier = self._workspaces[ref.workspace] = workspace_id(ref.workspace)
         return day_of(identifier, time_ns)
 
-    def _is_new(self, notes: Notes, day: Day, shape: tuple[Any, ...]) -> bool:
-        if self._index.is_known(day, shape):
-            return False
-        notes.shapes.append((day, shape))
-        return True
-
     def _span(self, notes: Notes, day: Day, name: str, kind: int, attributes: Mapping[str, Any]) -> None:
         self._index.note_operation(notes, day, RECORDED_SERVICE, name, kind)
         self._index.note_resource(notes, day, RECORDED_SERVICE, _RESOURCE)
@@ -185,16 +182,24 @@ class RecordedNames:
     def started(self, notes: Notes, event: ExecutionQueued | ExecutionStarted) -> None:
         ref = event.execution
         day = self._day(ref, event.time_ns)
-        if self._is_new(notes, day, ("run", ref.workflow_id, ref.version)):
+        if self._index.is_new(notes, day, ("run", ref.workflow_id, ref.version)):
             self._span(notes, day, semconv.run_span_name(ref.workflow), _ROOT, execution_attributes(ref))
 
     def finished(self, notes: Notes, event: ExecutionFinished) -> None:
         ref, error = event.execution, _error(event.failure)
         day = self._day(ref, event.started_ns)
-        if self._is_new(notes, day, ("ran", ref.workflow_id, ref.version, event.status, *error.values())):
+        if self._index.is_new(notes, day, ("ran", ref.workflow_id, ref.version, event.status, *error.values())):
             state = execution_state_attributes(event.status)
             attributes = {**execution_attributes(ref), **state, **error}
             self._span(notes, day, semconv.run_span_name(ref.workflow), _ROOT, attributes)
+
+    def _is_new_step(self, notes: Notes, day: Day, step: StepRef, *shape: Any) -> bool:
+        """Whether spans of such steps were not noted that day. Repetitions and instances differ in their ids alone."""
+        ref = step.execution
+        if self._index.is_new(notes, day, (ref.workflow_id, ref.version, step.name, step.step_type, *shape)):
+            return True
+        self._index.note_attributes(notes, day, {semconv.STEP_ID: step.step_id})
+        return False
 
     def _step(self, notes: Notes, day: Day, step: StepRef, state: Mapping[str, Any]) -> None:
         attributes = {**step_attributes(execution_attributes(step.execution), step), **state}
@@ -204,28 +209,26 @@ class RecordedNames:
         step = event.step
         if event.attempt == 1 and step.folded_as is None:
             day = self._day(step.execution, event.time_ns)
-            if self._is_new(notes, day, ("step", step.execution.workflow_id, step.step_id, step.name)):
+            if self._is_new_step(notes, day, step, "started"):
                 self._step(notes, day, step, {})
 
     def step_finished(self, notes: Notes, event: StepFinished) -> None:
         step, failure = event.step, event.failure
         if step.folded_as is not None:
             return
-        ref, attempt = step.execution, event.attempt
-        day = self._day(ref, event.started_ns)
-        shape = (ref.workflow_id, ref.version, step.step_id, step.name, event.status, attempt,
-                 failure.type if failure is not None else "")  # fmt: skip
-        if self._is_new(notes, day, shape):
-            self._step(notes, day, step, {**step_state_attributes(event.status, attempt), **_error(failure)})
+        attempt = event.attempt
+        day = self._day(step.execution, event.started_ns)
+        error = _error(failure)
+        if self._is_new_step(notes, day, step, event.status._value_, attempt, event.between_attempts, *error.values()):
+            self._step(notes, day, step, {**step_state_attributes(event.status, attempt), **error})
             if attempt > 1 and not event.between_attempts:
                 self._attempt(notes, day, step, attempt, event.status.value, failure)
 
     def step_retrying(self, notes: Notes, event: StepRetrying) -> None:
         step = event.step
         day = self._day(step.execution, event.started_ns)
-        shape = ("retry", step.execution.workflow_id, step.step_id, step.name, event.attempt, event.status,
-                 *_error(event.failure).values())  # fmt: skip
-        if step.folded_as is None and self._is_new(notes, day, shape):
+        shape = ("retry", event.attempt, event.status._value_, *_error(event.failure).values())
+        if step.folded_as is None and self._is_new_step(notes, day, step, *shape):
             self._attempt(notes, day, step, event.attempt, event.status.value, event.failure)
 
     def _attempt(
@@ -241,23 +244,21 @@ class RecordedNames:
     def step_skipped(self, notes: Notes, event: StepSkipped) -> None:
         step = event.step
         day = self._day(step.execution, event.time_ns)
-        shape = ("skip", step.execution.workflow_id, step.step_id, step.name, event.reason)
-        if step.folded_as is None and self._is_new(notes, day, shape):
+        if step.folded_as is None and self._is_new_step(notes, day, step, "skip", event.reason._value_):
             from_event = step_state_attributes(StepStatus.SKIPPED, 0, skip_reason=event.reason.value)
             self._step(notes, day, step, from_event)
 
     def folded(self, notes: Notes, event: StepsFolded) -> None:
         step, folded = event.step, event.folded
         day = self._day(step.execution, folded.started_ns)
-        shape = ("folded", step.execution.workflow_id, step.step_id, folded.status)
-        if self._is_new(notes, day, shape):
+        if self._is_new_step(notes, day, step, "folded", folded.status._value_):
             self._step(notes, day, step, step_state_attributes(folded.status, 1))
 
     def cost(self, notes: Notes, event: StepCost) -> None:
         step = event.step
         day = self._day(step.execution, event.time_ns)
         shape = ("cost", event.model, bool(event.usd), bool(event.tokens_in or event.tokens_out))
-        if self._is_new(notes, day, shape):
+        if self._index.is_new(notes, day, shape):
             attributes: dict[str, Any] = {}
             add_cost(attributes, event.usd, event.tokens_in, event.tokens_out, event.model)
             shown = {key: None if key in UNIQUE else value for key, value in attributes.items()}

@@ -120,7 +120,7 @@ class Notes:
 
     def __init__(self) -> None:
         self.pending: dict[Day, dict[List, set[Entry]]] = {}
-        self.shapes: list[tuple[Day, Any]] = []
+        self.shapes: set[tuple[Day, Any]] = set()
         self.learned: dict[tuple[Day, List], set[Entry]] = {}
         self.full: set[tuple[Day, List]] = set()
         self.unnamed: set[tuple[Day, List]] = set()
@@ -159,24 +159,28 @@ class SpanIndex:
             self.epoch += 1
         return Notes()
 
-    def is_known(self, day: Day, shape: Any) -> bool:
-        """Whether spans of this shape were noted that day: any key of which everything that they say follows."""
+    def is_new(self, notes: Notes, day: Day, shape: Any) -> bool:
+        """Whether no span of this shape was noted that day; from now on one is.
+
+        A shape is any key of which everything that they say follows.
+        """
         known = self._days.get(day)
-        return known is not None and shape in known.shapes
+        if (known is not None and shape in known.shapes) or (day, shape) in notes.shapes:
+            return False
+        notes.shapes.add((day, shape))
+        return True
 
     def note_operation(self, notes: Notes, day: Day, service: str, name: str, kind: int) -> None:
         """Note a span's name and its service."""
         shape = (service, name, kind)
-        if not self.is_known(day, shape):
-            notes.shapes.append((day, shape))
+        if self.is_new(notes, day, shape):
             service = service[:MAX_CHARACTERS]
             notes.add(day, _SERVICES, service)
             notes.add(day, List(What.OPERATION, service), (max(-1, min(kind, 9)), name[:MAX_CHARACTERS]))
 
     def note_resource(self, notes: Notes, day: Day, shape: Any, attributes: Mapping[str, Any]) -> None:
         """Note the attributes of a resource."""
-        if not self.is_known(day, shape):
-            notes.shapes.append((day, shape))
+        if self.is_new(notes, day, shape):
             for name, value in attributes.items():
                 _note_value(notes, day, What.RESOURCE_VALUE, name, value)
 

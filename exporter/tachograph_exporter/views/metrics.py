@@ -135,17 +135,17 @@ def average_seconds(sum_ns: int, count: int) -> float | None:
 
 def _durations(totals: Totals) -> dict[str, Any]:
     """Fields of `DurationSummary`."""
-    histogram = totals.histogram()
+    p50, p90, p95, p99 = totals.histogram().quantiles((0.5, 0.9, 0.95, 0.99))
     return {
         "count": totals.count,
         "total_duration_seconds": totals.sum_ns / NS,
         "average_duration_seconds": average_seconds(totals.sum_ns, totals.count),
         "min_duration_seconds": totals.min_ns / NS if totals.count else None,
         "max_duration_seconds": totals.max_ns / NS if totals.count else None,
-        "p50": histogram.quantile(0.5),
-        "p90": histogram.quantile(0.9),
-        "p95": histogram.quantile(0.95),
-        "p99": histogram.quantile(0.99),
+        "p50": p50,
+        "p90": p90,
+        "p95": p95,
+        "p99": p99,
     }
 
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tachograph import meter
 from tachograph.integrations.celery_places import (
@@ -43,6 +44,14 @@ quiet = QuietLog(logging.getLogger(__name__))
 _MAX_PLANNED: Final = 1_000
 _FLUSH_SECONDS: Final = 2.0
 _app: Any = None
+
+
+class _Received(NamedTuple):
+    """What the parent process of a worker knows of a task."""
+
+    place: Place
+    attempt: int
+    request: Callable[[], Any]
 
 
 _received = Memory()
@@ -212,7 +221,8 @@ def _numbered(scope: str, key: str, index: int | None) -> str:
 def _task_received(sender: Any, request: Any = None, **_: Any) -> None:
     headers = headers_of(request)
     place = place_in(headers) or _first_place(headers, request.id, request.name)
-    _received.put(request.id, (place, attempt_of(headers)))
+    # The pool keeps the request for as long as it needs it.
+    _received.put(request.id, _Received(place, attempt_of(headers), weakref.ref(request)))
 
 
 @_harmless
@@ -293,15 +303,23 @@ def _task_failure(sender: Any, task_id: Any = None, exception: Any = None, **_: 
         place, attempt = _place_of(request, sender.name), attempt_of(request)
     else:
         # In the parent process, which only knows what it received.
-        known = _received.take(task_id)
+        known: _Received | None = _received.take(task_id)
         if known is None:
             return
-        place, attempt = known
+        place, attempt = known.place, known.attempt
+        _begin_late(place, attempt, known.request())
     step, resources = place.step, _used(request) if request.id == task_id else None
     if isinstance(exception, TimeLimitExceeded | SoftTimeLimitExceeded):
         step.timed_out(exception, attempt=attempt, resources=resources)
     else:
         step.failed(exception, attempt=attempt, resources=resources)
+
+
+def _begin_late(place: Place, attempt: int, request: Any) -> None:
+    """In the parent process: a child that was killed may not have told when its task started, but the pool has."""
+    began = getattr(request, "time_start", None)
+    if isinstance(began, int | float):
+        place.step.started(attempt=attempt, at=began, queued_at=place.queued or None)
 
 
 @_harmless
@@ -315,9 +333,14 @@ def _task_postrun(sender: Any, task: Any = None, state: Any = None, **_: Any) ->
 
 @_harmless
 def _task_revoked(sender: Any, request: Any = None, terminated: Any = None, expired: Any = None, **_: Any) -> None:
-    known = _received.take(request.id)
+    known: _Received | None = _received.take(request.id)
     headers = headers_of(request)
-    place, attempt = known or (_place_of(headers, getattr(sender, "name", "") or "?"), attempt_of(headers))
+    if known is not None:
+        place, attempt = known.place, known.attempt
+    else:
+        place, attempt = _place_of(headers, getattr(sender, "name", "") or "?"), attempt_of(headers)
+    if terminated:
+        _begin_late(place, attempt, request)
     why = "Expired: it waited longer than it may" if expired else "Revoked: it was revoked"
     place.step.cancelled(why, attempt=attempt if terminated else None)
 

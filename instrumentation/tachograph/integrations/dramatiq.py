@@ -216,8 +216,7 @@ class _Messages:
         task = self._end_of(message)
         if task is None:
             return
-        step, attempt, resources = task.place.step, task.place.attempt, task.used()
-        task.leave()
+        step, attempt, resources = task.place.step, task.place.attempt, task.leave()
         if exception is None and message.failed:
             step.cancelled("Dropped: another middleware rejected the message", attempt=attempt)
         elif exception is None:
@@ -229,8 +228,7 @@ class _Messages:
 
     def _retry(self, task: RunningTask, delay: float) -> None:
         """A message's attempt failed, and another middleware sends it again, while the exception is handled."""
-        error, resources = sys.exc_info()[1], task.used()
-        task.leave()
+        error, resources = sys.exc_info()[1], task.leave()
         task.place.step.retrying(
             error, delay, timed_out=_is_timeout(error), attempt=task.place.attempt, resources=resources
         )

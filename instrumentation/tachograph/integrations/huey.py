@@ -171,8 +171,7 @@ class _Tasks:
             return
         work, places = running
         step, told = work.place.step, {"attempt": work.place.attempt}
-        resources = work.used()
-        work.leave()
+        resources = work.leave()
         if error is None:
             step.finished(value, resources=resources, **told)
             self._expect_followers(task, places)

@@ -102,9 +102,7 @@ def _leave(node: Any, run_id: str | None) -> Any:
     work: RunningStep | None = _running.take((run_id, node.name))
     if work is None:
         return None
-    resources = work.used()
-    work.leave()
-    return resources
+    return work.leave()
 
 
 def _flush_child() -> None:

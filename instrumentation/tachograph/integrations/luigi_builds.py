@@ -110,9 +110,7 @@ class Build:
         work, self.work = self.work, None
         if work is None:
             return None
-        resources = work.used()
-        work.leave()
-        return resources
+        return work.leave()
 
     def end(self, error: BaseException | str | None) -> None:
         """The worker has run all it could, or was stopped."""

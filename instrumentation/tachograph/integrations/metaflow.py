@@ -306,8 +306,7 @@ class _Attempt:
         work, self._work = self._work, None
         if work is None:
             return
-        resources = work.used()
-        work.leave()
+        resources = work.leave()
         if error is None:
             if self.error is not None:
                 self.step.log(f"caught: {type(self.error).__name__}: {self.error}", "warning")

@@ -48,13 +48,22 @@ class Place(NamedTuple):
 
     @property
     def run(self) -> Run:
+        return self._run()
+
+    def _run(self, *, heartbeats: bool = True) -> Run:
         return run(
             self.workflow,
             run_id=self.run_id,
             engine=self.engine,
             queue_lease=QUEUE_LEASE_SECONDS,
             traceparent=self.traceparent or None,
+            heartbeats=heartbeats,
         )
+
+    def leave_to_parent(self) -> None:
+        """In a forked child that runs the task: its parent says that the run is alive, and what it knows is its own."""
+        self.run.forget()
+        self._run(heartbeats=False)
 
     @property
     def step(self) -> Step:

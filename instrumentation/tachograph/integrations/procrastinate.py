@@ -193,8 +193,7 @@ def _job_starts(context: Any) -> _Job | None:
 
 def _job_leaves(job: _Job) -> None:
     try:
-        job.resources = job.work.used()
-        job.work.leave()
+        job.resources = job.work.leave()
     except Exception:
         quiet.exception("leaves", "not reported: a job of procrastinate ends")
 

@@ -6,8 +6,8 @@ A run is what was sent together: jobs that depend on one another, a group, a blo
 send. A job is a step, its retries are attempts. Which run a job belongs to is in its ``meta``.
 
 RQ has no hook for a whole queue or worker but the methods of its classes, which it lets subclasses override;
-`instrument` overrides the public ones in place. The worker's parent process tells that a job starts, sends heartbeats,
-and takes over what its work horse reports; when a work horse dies, the parent tells.
+`instrument` overrides the public ones in place. A work horse reports its job, from when RQ says that it started; the
+worker's parent process sends heartbeats, and takes over what it reports; when a work horse dies, the parent tells.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _override() -> None:
     _methods.override(Queue, "schedule_job", before=_before_schedule)
     _methods.override(Job, "retry", before=_before_retry)
     _methods.override(Job, "cancel", after=_job_cancelled)
-    _methods.override(Job, "perform", after=_job_performed)
+    _methods.override(Job, "perform", before=_before_function, after=_job_performed)
     for kind in (Worker, SimpleWorker):
         _methods.override(kind, "execute_job", before=_job_starts, after=_job_left)
     _methods.override(BaseWorker, "perform_job", before=_before_perform, after=_after_perform)
@@ -217,14 +217,21 @@ def _skip_dependents(job: Any) -> None:
 
 
 def _job_starts(worker: Any, job: Any, queue: Any, *_: Any, **__: Any) -> Place:
-    """In the worker's parent process, before it forks."""
+    """In the worker's parent process, before it forks: from now on the run is known to be alive."""
     place = _place_in(job)
     if place is None:
         name = str(job.func_name)
         place = Place(name, str(job.id), "", name, "", name, None, 0.0, "rq")
         job.meta[HEADER] = header_of(place)
-    place.step.started(attempt=place.attempt, inputs={"call": job.description}, queued_at=place.queued or None)
+    place.run.opened(place.step)
     return place
+
+
+def _start(job: Any, place: Place) -> None:
+    """RQ says when the job's function began."""
+    place.step.started(
+        attempt=place.attempt, inputs={"call": job.description}, at=job.started_at, queued_at=place.queued or None
+    )
 
 
 def _job_left(place: Place | None, result: Any, worker: Any, job: Any, *_: Any, **__: Any) -> None:
@@ -236,7 +243,19 @@ def _job_left(place: Place | None, result: Any, worker: Any, job: Any, *_: Any, 
 def _before_perform(worker: Any, job: Any, *_: Any, **__: Any) -> None:
     place = _place_in(job)
     if place is not None:
+        if worker.is_horse:
+            place.leave_to_parent()
         _working.put(job.id, RunningTask(place))
+
+
+def _before_function(job: Any) -> None:
+    work: RunningTask | None = _working.get(job.id)
+    if work is not None:
+        # In a work horse, without a thread of its own for that.
+        recorder = get_recorder()
+        recorder.hold()
+        _start(job, work.place)
+        recorder.tell_parent()
 
 
 def _after_perform(_: None, result: Any, worker: Any, job: Any, *args: Any, **__: Any) -> None:
@@ -309,6 +328,8 @@ def _job_failed(failure: _Failure | None, _: Any, worker: Any, job: Any, *args: 
         error = _last_line(more.get("exc_string") or (args[2] if len(args) > 2 else ""))
     status = job.get_status(refresh=False)
     told: dict[str, Any] = {"attempt": place.attempt, "at": job.ended_at}
+    if work is None:
+        _start(job, place)  # Its work horse, which told of that, is dead.
     if status == JobStatus.STOPPED:
         place.step.cancelled("Stopped: the job was stopped", **told)
     elif status != JobStatus.FAILED:

@@ -28,11 +28,15 @@ class RunningStep:
         self._step = step
         self._is_entered = True
         self._meter = meter.start(None, is_on_loop, False)
-        if self._meter is not None:
-            meter.around.set(self._meter)
-        step.collect_logs()
-        if not is_on_loop:
-            step.works_here()
+        try:
+            if self._meter is not None:
+                meter.around.set(self._meter)
+            step.collect_logs()
+            if not is_on_loop:
+                step.works_here()
+        except BaseException:
+            RunningStep.leave(self)
+            raise
 
     def used(self) -> Resources | None:
         """What it used of its process until now, asked for once; None: nobody knows."""
@@ -42,12 +46,14 @@ class RunningStep:
         meter.around.set(None)
         return measuring.stop()
 
-    def leave(self) -> None:
-        """It has ended. Calling this again does nothing."""
-        self.used()
-        if self._is_entered:
-            self._is_entered = False
-            self._step.collect_no_logs()
+    def leave(self) -> Resources | None:
+        """It has ended; what it used, unless that was asked for before. Calling this again does nothing."""
+        try:
+            return self.used()
+        finally:
+            if self._is_entered:
+                self._is_entered = False
+                self._step.collect_no_logs()
 
 
 class RunningTask(RunningStep):
@@ -66,11 +72,20 @@ class RunningTask(RunningStep):
         self.error: BaseException | None = None
         self.result: Any = None
         self._token: Token[Place | None] | None = _running.set(place)
-        super().__init__(step, is_on_loop=is_on_loop)
+        try:
+            super().__init__(step, is_on_loop=is_on_loop)
+        except BaseException:
+            self._forget()
+            raise
 
-    def leave(self) -> None:
-        """It has ended. Calling this again does nothing."""
-        super().leave()
+    def leave(self) -> Resources | None:
+        """It has ended; what it used, unless that was asked for before. Calling this again does nothing."""
+        try:
+            return super().leave()
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
         token, self._token = self._token, None
         if token is not None:
             try:

@@ -174,8 +174,7 @@ class _Tasks:
             return
         error: BaseException | None = self.errors.take(message.task_id) or result.error
         delay: float | None = self._again.take(key)
-        step, attempt, resources = task.place.step, task.place.attempt, task.used()
-        task.leave()
+        step, attempt, resources = task.place.step, task.place.attempt, task.leave()
         if delay is not None:
             self._retry(task, error, delay, message)
         elif not result.is_err:
@@ -189,8 +188,7 @@ class _Tasks:
 
     def _retry(self, task: RunningTask, error: BaseException | None, delay: float, message: Any) -> None:
         """An attempt failed, and another one is sent."""
-        resources = task.used()
-        task.leave()
+        resources = task.leave()
         task.place.step.retrying(
             error, delay, timed_out=_is_timeout(error, message), attempt=task.place.attempt, resources=resources
         )

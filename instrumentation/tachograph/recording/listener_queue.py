@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, Protocol, TypeAlias
 
-from tachograph import meter
+from tachograph import counters
 from tachograph.errors import StoreUnavailable
 from tachograph.events import Event, Listener
 from tachograph.identity import random01
@@ -357,7 +357,7 @@ class ListenerQueue:
 
     def _put_down(self) -> None:
         """Done with the batch in hand: it was delivered, or dropped and counted."""
-        meter.note_own_thread()
+        counters.note_own_thread()
         with self._settled:
             with self._lock:
                 self._delivered += len(self._in_hand)

@@ -39,8 +39,9 @@ from tachograph.expectation import Expectation
 from tachograph.folding import Fold, Repetitions
 from tachograph.identity import ExecutionRef, Origin, StepRef, new_span_id, step_id
 from tachograph.inferred_dependencies import InferredDependencies
-from tachograph.meter import Meter, Unmeasured
+from tachograph.meter import Meter
 from tachograph.process import identity
+from tachograph.unmeasured import Unmeasured
 from tachograph.workflow.attempts import StepAttempts
 from tachograph.workflow.reporter import Reporter, current_reporter
 from tachograph.workflow.step_counts import StepCounts

@@ -347,7 +347,7 @@ class Recorder:
         return is_flushed
 
     def hold(self) -> None:
-        """In a forked child whose work is done: what is recorded from now on waits for `hand_over`."""
+        """In a forked child: what is recorded from now on waits for `tell_parent` or `hand_over`."""
         if self._parent is not None and (queue := self.queues.get("parent")) is not None:
             queue.hold()
 
@@ -356,20 +356,27 @@ class Recorder:
 
         What its parent was sent is its parent's, whether this process still exists or not.
         """
+        if not self.tell_parent():
+            return self.flush(timeout_seconds)
+        return self._spans is None or self._spans.flush(timeout_seconds)
+
+    def tell_parent(self) -> bool:
+        """In a forked child: send its parent what was recorded, in this thread, and wait for no answer.
+
+        False if that is not possible; then what was recorded goes its usual way.
+        """
         queue = self.queues.get("parent")
         if self._parent is None or queue is None:
-            return self.flush(timeout_seconds)
+            return False
         line_buffers.flush_all()
         events = queue.take()
-        if events is None:
-            return self.flush(timeout_seconds)
         if events:
             try:
                 self._parent.client.post(events)
             except OSError:
                 self._relay_lost(events)
-                return self.flush(timeout_seconds)
-        return self._spans is None or self._spans.flush(timeout_seconds)
+                return False
+        return events is not None
 
     def close(self, timeout_seconds: float = FLUSH_SECONDS) -> None:
         """Flush and stop. What cannot be delivered in time is counted as dropped. Calling it again does nothing."""

@@ -16,7 +16,7 @@ from typing import Any, Self
 import msgspec
 from opentelemetry import context as otel_context
 
-from tachograph import folding, meter, running_attempts
+from tachograph import folding, meter, running_attempts, unmeasured
 from tachograph.clock import NS, AnchoredClock
 from tachograph.events import ExecutionStatus, Failure, Listener, StepStatus, WorkflowExpected
 from tachograph.expectation import Expectation, StepExpectation
@@ -305,7 +305,7 @@ class StepScope(Scope):
         is_on_loop = not self.is_plain and _running_loop() is not None
         around = (outer.meter if outer is not None else None) or meter.around.get()
         running_attempts.begin(reporter, is_on_loop=is_on_loop)
-        reporter.meter = meter.start_step(around, is_on_loop, (reporter.step.execution.workflow_id, self.name))
+        reporter.meter = unmeasured.start_step(around, is_on_loop, (reporter.step.execution.workflow_id, self.name))
 
     def _used(self, reporter: Reporter, now_ns: int) -> Resources | None:
         """What the attempt used that ends now."""

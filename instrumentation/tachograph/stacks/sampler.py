@@ -8,7 +8,7 @@ import threading
 import time
 from typing import Final
 
-from tachograph import meter
+from tachograph import counters
 from tachograph.folded_stacks import INTERVAL_NS
 from tachograph.quiet_log import QuietLog
 from tachograph.running_attempts import running
@@ -97,7 +97,7 @@ class Sampler:
                     profile.add(stacks[profile.reporter], weight)
                     profile.emit_if_due()
                 del stacks
-                meter.note_own_thread()
+                counters.note_own_thread()
             except Exception as error:
                 # Sampling never ends a program's work, and goes on: the next moment may be another one.
                 quiet.exception(type(error), "a sample could not be taken")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
-from tachograph.meter import largest_so_far, usage_of
+from tachograph.counters import largest_so_far, usage_of
 from tachograph.resources import Resources
 from tachograph.workflow.worker_threads import DaemonThreads
 

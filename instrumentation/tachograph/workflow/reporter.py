@@ -25,11 +25,12 @@ from tachograph.events import (
     StepStacks,
 )
 from tachograph.folding import Repetitions
-from tachograph.meter import Meter, Unmeasured
+from tachograph.meter import Meter
 from tachograph.names import clean_name, encodable
 from tachograph.redaction import mask_text
 from tachograph.running_attempts import Profile
 from tachograph.summary import as_text
+from tachograph.unmeasured import Unmeasured
 from tachograph.workflow.attempts import StepAttempts
 from tachograph.workflow.step_counts import StepCounts
 

@@ -1,6 +1,7 @@
 """A Celery application as users write it, instrumented only with opentelemetry-instrumentation-celery.
 
 python celery_kinds.py redis://… [SCENE …]
+python celery_kinds.py amqp://… redis://… [SCENE …]
 
 Plays scenes with workers of its own. The truth is from the workers' events, the order in which the program asked for
 tasks, and the result backend.
@@ -35,7 +36,11 @@ LIVE = os.environ.get("LIVE_SPANS") == "1"
 HOOKS = os.environ.get("HOOKS") == "1"
 PREFIXES = {"celery_hooks": HOOKS, "celery_at_once": AT_ONCE, "celery_links": LINKS, "celery_live": LIVE}
 PREFIX = next((prefix for prefix, chosen in PREFIXES.items() if chosen), "celery")
-app = Celery("celery_kinds", broker=BROKER, backend=BROKER)
+# RabbitMQ keeps no results.
+RESULTS = os.environ.get("RESULTS") or os.environ.setdefault(
+    "RESULTS", sys.argv[2] if BROKER.startswith("amqp") else BROKER
+)
+app = Celery("celery_kinds", broker=BROKER, backend=RESULTS)
 app.conf.update(
     broker_connection_retry_on_startup=True,
     result_extended=True,
@@ -298,6 +303,11 @@ class Stage:
         )
 
 
+def run_name(span):
+    """How a run is called that was sent within a span: hooks call it like its first task."""
+    return NAME + "fetch" if HOOKS else span
+
+
 def ids_of(result):
     """The ids of a chain's tasks, the first one first."""
     ids = []
@@ -418,7 +428,7 @@ def group_in_span(stage):
     for result in results:
         stage.events.wait(result.id, "task-succeeded")
     steps = [stage.step(result.id, index=i) for i, result in enumerate(results)]
-    return [execution(NAME + "fetch" if HOOKS else "nightly fetch", "completed", steps)], ()
+    return [execution(run_name("nightly fetch"), "completed", steps)], ()
 
 
 def chord_steps(stage, result):
@@ -434,7 +444,7 @@ def chord_in_span(stage):
         result = chord([fetch.s(i) for i in range(3)], total.s()).apply_async()
     # The body's span hangs under the header's task that ended last.
     unknowable = () if LIVE else [{"execution": 0, "edge": f"{NAME}fetch#{i}->{NAME}total"} for i in range(3)]
-    return [execution(NAME + "fetch" if HOOKS else "report", "completed", chord_steps(stage, result))], unknowable
+    return [execution(run_name("report"), "completed", chord_steps(stage, result))], unknowable
 
 
 def chord_bare(stage):
@@ -478,7 +488,7 @@ def chain_with_group(stage):
         stage.step(result.id, [NAME + "store", NAME + "price"]),
     ]
     edges = [] if LIVE else [{"edge": f"{NAME}store->{NAME}total"}, {"edge": f"{NAME}price->{NAME}total"}]
-    return [execution("report", "completed", steps)], edges
+    return [execution(run_name("report"), "completed", steps)], edges
 
 
 def chord_of_chains(stage):
@@ -498,7 +508,7 @@ def chord_of_chains(stage):
             names.append(f"{NAME}fetch#{count}")
     steps = [*told, stage.step(result.id, names)]
     edges = [] if LIVE else [{"edge": f"*->{NAME}total"}]
-    return [execution("report", "completed", steps)], edges
+    return [execution(run_name("report"), "completed", steps)], edges
 
 
 def flat(results):
@@ -517,7 +527,7 @@ def chord_failed(stage):
     stage.events.wait(good, "task-succeeded")
     stage.events.wait(bad, "task-failed")
     steps = [stage.step(good), stage.step(bad), step(NAME + "total", "failed", 0, [], run_id=result.id)]
-    run = execution("report", "failed", steps, error="RuntimeError: no item 2")
+    run = execution(run_name("report"), "failed", steps, error="RuntimeError: no item 2")
     return [run], [{"step": NAME + "total"}]
 
 
@@ -582,7 +592,7 @@ def chord_error_callback(stage):
     steps = [stage.step(good), stage.step(bad), step(NAME + "total", "failed", 0, [], run_id=result.id),
              stage.step(told)]  # fmt: skip
     del steps[-1]["depends_on"]
-    run = execution("report", "failed", steps, error="RuntimeError: no item 2")
+    run = execution(run_name("report"), "failed", steps, error="RuntimeError: no item 2")
     return [run], [{"step": NAME + "total"}]
 
 
@@ -594,7 +604,7 @@ def chord_with_retry(stage):
     stage.events.wait(result.id, "task-succeeded")
     steps = [stage.step(fetched), stage.step(priced), stage.step(result.id, [NAME + "fetch", NAME + "price"])]
     edges = [] if LIVE else [{"edge": f"{NAME}fetch->{NAME}total"}]
-    return [execution("report", "completed", steps)], edges
+    return [execution(run_name("report"), "completed", steps)], edges
 
 
 def chord_in_chord(stage):
@@ -609,7 +619,7 @@ def chord_in_chord(stage):
     steps = [stage.step(task_id, index=i) for i, task_id in enumerate([*first, fetched.id])]
     steps += [stage.step(summed.id, names[:2], index=0), stage.step(result.id, [NAME + "total#0", names[2]], index=1)]
     edges = [] if LIVE else [{"edge": f"*->{NAME}total#{i}"} for i in range(2)]
-    return [execution("report", "completed", steps)], edges
+    return [execution(run_name("report"), "completed", steps)], edges
 
 
 def replaced_by_chord(stage):
@@ -663,7 +673,7 @@ def in_chunks(stage):
     for task in result.results:
         stage.events.wait(task.id, "task-succeeded")
     steps = [stage.step(task.id, index=i) for i, task in enumerate(result.results)]
-    return [execution("report", "completed", steps)], ()
+    return [execution(run_name("report"), "completed", steps)], ()
 
 
 def group_partly_failed(stage):
@@ -673,7 +683,7 @@ def group_partly_failed(stage):
     stage.events.wait(results[1].id, "task-succeeded")
     stage.events.wait(results[2].id, "task-failed")
     steps = [stage.step(result.id) for result in results]
-    run = execution("nightly", "failed", steps, error="ConnectionError: no route to the shop")
+    run = execution(run_name("nightly"), "failed", steps, error="ConnectionError: no route to the shop")
     return [run], ()
 
 
@@ -790,7 +800,7 @@ BY_SPANS = [
     group_partly_failed, chord_error_callback, chord_with_retry, chord_in_chord, replaced_by_chord,
     revoked_between_tries, eager, in_chunks,
 ]  # fmt: skip
-SCENES = OF_LIVE if LIVE else OTHERS if HOOKS else [*OTHERS, *BY_SPANS]
+SCENES = OF_LIVE if LIVE else [*OTHERS, *BY_SPANS]
 
 
 def main(names):
@@ -813,4 +823,4 @@ def main(names):
 
 
 if __name__ == "__main__":
-    main(sys.argv[2:])
+    main(sys.argv[2 if RESULTS == BROKER else 3 :])

@@ -12,7 +12,7 @@ import sys
 import time
 
 from huey import CancelExecution, RedisHuey, chord, signals
-from telling import at, execution, spawn, step, stop_at_sigterm, tell
+from telling import at, execution, play_scenes, spawn, step, stop_at_sigterm, tell
 
 import tachograph
 import tachograph.integrations.huey
@@ -236,12 +236,8 @@ def main(names):
                "-d", "0.02", "-m", "0.1", "-s", "1"]  # fmt: skip
     CONSUMER.append(spawn(command, "worker.log"))
     try:
-        for scene in SCENES:
-            if not names or scene.__name__ in names:
-                executions = scene()
-                tachograph.get_recorder().flush(60)
-                tell(f"huey_{scene.__name__}", executions, index_from="order", edges_from="order",
-                     truth_from="signals in the consumer; edges from the program")  # fmt: skip
+        play_scenes("huey", SCENES, names, flush=lambda: tachograph.get_recorder().flush(60), index_from="order",
+             edges_from="order", truth_from="signals in the consumer; edges from the program")  # fmt: skip
     finally:
         CONSUMER[0].terminate()
         CONSUMER[0].wait()

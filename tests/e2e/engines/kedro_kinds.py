@@ -16,7 +16,7 @@ from kedro.framework.project import configure_project, pipelines
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.runner import ParallelRunner, SequentialRunner, ThreadRunner
-from telling import at, execution, spawn, step, stop_at_sigterm, tell
+from telling import at, execution, play_scenes, spawn, step, stop_at_sigterm, tell
 
 import tachograph
 
@@ -99,12 +99,8 @@ def main(names):
     if names == ["--stuck"]:
         play("stuck", SequentialRunner())
         return
-    for scene in SCENES:
-        if not names or scene.__name__ in names:
-            executions = scene()
-            tachograph.get_recorder().flush(60)
-            tell(f"kedro_{scene.__name__}", executions, index_from=None, edges_from="the pipelines",
-                 truth_from="the pipelines; times from the nodes")  # fmt: skip
+    play_scenes("kedro", SCENES, names, flush=lambda: tachograph.get_recorder().flush(60), index_from=None,
+                edges_from="the pipelines", truth_from="the pipelines; times from the nodes")  # fmt: skip
 
 
 if __name__ == "__main__":

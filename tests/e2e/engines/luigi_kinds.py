@@ -14,7 +14,7 @@ import time
 
 import luigi
 from luigi.scheduler import Scheduler
-from telling import at, execution, spawn, step, tell
+from telling import at, execution, play_scenes, spawn, step, tell
 
 import tachograph
 import tachograph.integrations.luigi
@@ -308,12 +308,8 @@ def main(names):
     if names[:1] == ["--stuck"]:
         build(Stuck(names[1]))
         return
-    for scene in SCENES:
-        if not names or scene.__name__ in names:
-            executions = scene()
-            tachograph.get_recorder().flush(60)
-            tell(f"luigi_{scene.__name__}", executions, index_from="order", edges_from="the tasks",
-                 truth_from="Luigi's scheduler and summary; times from the tasks")  # fmt: skip
+    play_scenes("luigi", SCENES, names, flush=lambda: tachograph.get_recorder().flush(60), index_from="order",
+         edges_from="the tasks", truth_from="Luigi's scheduler and summary; times from the tasks")  # fmt: skip
 
 
 if __name__ == "__main__":

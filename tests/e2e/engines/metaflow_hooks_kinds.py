@@ -24,7 +24,7 @@ SPANS = {
 
 # Metaflow reads its settings when it is imported.
 from metaflow import Flow, namespace  # noqa: E402
-from telling import at, execution, spawn, step, stop_at_sigterm, tell, without_module  # noqa: E402
+from telling import at, execution, play_scenes, spawn, step, stop_at_sigterm, tell, without_module  # noqa: E402
 
 CAUGHT = {"caught"}
 
@@ -174,10 +174,9 @@ SCENES = [nightly, traced, failed, resumed, killed_once, killed_twice, cancelled
 
 def main(names):
     stop_at_sigterm()
-    for scene in SCENES:
-        if not names or scene.__name__ in names:
-            tell(f"metaflow_hooks_{scene.__name__}", scene(), index_from="engine", edges_from="engine",
-                 truth_from="Metaflow's client")  # fmt: skip
+    play_scenes(
+        "metaflow_hooks", SCENES, names, index_from="engine", edges_from="engine", truth_from="Metaflow's client"
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import time
 
 import ray
 from ray_kinds import Counter, broken, extract, flaky, merge, survive, told_of, work
-from telling import execution, stop_at_sigterm, tell
+from telling import execution, play_scenes, stop_at_sigterm
 
 import tachograph
 from tachograph.integrations import ray as integration
@@ -65,11 +65,8 @@ def main(names):
     stop_at_sigterm()
     ray.init(num_cpus=3, include_dashboard=True, log_to_driver=False)
     try:
-        for scene in SCENES:
-            if not names or scene.__name__ in names:
-                executions = scene()
-                tachograph.get_recorder().flush(60)
-                tell(f"ray_hooks_{scene.__name__}", executions, index_from="order", truth_from="the state API")
+        play_scenes("ray_hooks", SCENES, names, flush=lambda: tachograph.get_recorder().flush(60), index_from="order",
+             truth_from="the state API")  # fmt: skip
     finally:
         ray.shutdown()
 

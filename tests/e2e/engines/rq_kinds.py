@@ -335,12 +335,15 @@ def requeued(queue):
 def worker_killed(queue):
     job = queue.enqueue("rq_kinds.hang")
     wait(job, "started")
+    job.refresh()
+    lost = step("rq_kinds.hang", "lost", 1, [], started_at=f"{job.started_at:%Y-%m-%dT%H:%M:%S.%f}Z")
+    run = execution("rq_kinds.hang", "lost", [lost])
+    # That it has started must be with the reader before the worker is killed.
+    tell(f"{PREFIX}_worker_at_work", [run], goes_on=True)
     os.killpg(WORKER[0].pid, signal.SIGKILL)
     WORKER[0].wait()
-    job.refresh()
     assert job.id in StartedJobRegistry(queue=queue).get_job_ids()
-    lost = step("rq_kinds.hang", "lost", 1, [], started_at=f"{job.started_at:%Y-%m-%dT%H:%M:%S.%f}Z")
-    return [execution("rq_kinds.hang", "lost", [lost])], []
+    return [run], []
 
 
 WORKER = []

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from telling import at, execution, spawn, step, stop_at_sigterm, tell
+from telling import at, execution, play_scenes, spawn, step, stop_at_sigterm, tell
 
 SHOP = Path(__file__).with_name("snakemake_shop")
 JOURNAL = os.environ.setdefault("JOURNAL", os.path.abspath("snakemake.jsonl"))
@@ -158,10 +158,8 @@ SCENES = [nightly, nothing_to_do, failing, missing_output, killed_job, cancelled
 
 def main(names):
     stop_at_sigterm()
-    for scene in SCENES:
-        if not names or scene.__name__ in names:
-            tell(f"snakemake_{scene.__name__}", scene(), index_from="the wildcards", edges_from="the inputs",
-                 truth_from="what Snakemake keeps of outputs; attempts from the jobs")  # fmt: skip
+    play_scenes("snakemake", SCENES, names, index_from="the wildcards", edges_from="the inputs",
+         truth_from="what Snakemake keeps of outputs; attempts from the jobs")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -28,6 +28,16 @@ def tell(scene, executions, *, unknowable=(), unknown=(), **more):
     sys.stdin.readline()
 
 
+def play_scenes(prefix, scenes, names, *, flush=None, **more):
+    """Play the scenes that are named, or all, and tell of each. ``flush`` delivers what this process has recorded."""
+    for scene in scenes:
+        if not names or scene.__name__ in names:
+            executions = scene()
+            if flush is not None:
+                flush()
+            tell(f"{prefix}_{scene.__name__}", executions, **more)
+
+
 def spawn(command, log, **options):
     """Start a worker or server in a session of its own, so that it can be killed with all its processes."""
     with open(log, "ab") as file:

@@ -1,7 +1,7 @@
 """The own functions of a stack: what a program's author wrote, without line numbers, paths and libraries.
 
-Reads stacks as Python, Java (and Kotlin, Scala), .NET, JavaScript and Go print them, in one pass over the lines. A
-function stands in the result once, however deep it recurses.
+Reads stacks as Python, Java (and Kotlin, Scala), .NET, JavaScript, Go and Rust print them, in one pass over the lines.
+A function stands in the result once, however deep it recurses.
 """
 
 from __future__ import annotations
@@ -53,6 +53,13 @@ _GO: Final = re.compile(
 )
 _GO_FILE: Final = re.compile(r"(/\S+\.go|[A-Za-z]:\S+\.go):\d+(?: \+0x[0-9a-f]+)?$")
 _GO_LIBRARY: Final = re.compile(r"/pkg/mod/|/vendor/")
+_RUST: Final = re.compile(r"\d+: +(?:0x[0-9a-f]+ - )?([\w<&*\[(][^\"]*?)(?:::h[0-9a-f]{16})?$")
+_RUST_LIBRARY: Final = re.compile(
+    r"<?&?(?:std|core|alloc|backtrace|anyhow|eyre|tokio|futures_\w+|rayon\w*|hyper|tower|tracing)::"
+    r"|(?:rust_\w+|__rust_\w+|_*main|_start|__libc_\w+|clone3?|start_thread)$|<unknown>"
+)
+_RUST_FILE: Final = re.compile(r"at (\S.*\.rs):\d+(?::\d+)?$")
+_RUST_FOREIGN: Final = re.compile(r"[/\\]rustc[/\\]|[/\\]rustlib[/\\]|[/\\]\.cargo[/\\]|[/\\]registry[/\\]src[/\\]")
 _CAUSED: Final = re.compile(r"(?:Caused by: |Suppressed: |---> )([\w.$]+)(?::\s*(.*))?")
 _CHAINED: Final = ("The above exception was the direct cause", "During handling of the above exception")
 _ERROR: Final = re.compile(r"([A-Za-z_][\w.<>]*)(?::\s*(.*))?")
@@ -78,7 +85,7 @@ def own_frames(stack: str) -> tuple[str, ...]:
     is_python = False
     error: re.Match[str] | None = None
     of_group: re.Match[str] | None = None
-    go_function = ""
+    go_function = rust_function = ""
     after_frames = False
     for raw in stack[-MAX_STACK:].splitlines():
         if (margin := _MARGIN.match(raw)) is not None:
@@ -88,6 +95,13 @@ def own_frames(stack: str) -> tuple[str, ...]:
         line = raw.strip()
         if not line:
             continue
+        if rust_function:
+            place = _RUST_FILE.match(line)
+            is_foreign = _RUST_LIBRARY.match(rust_function) or (place and _RUST_FOREIGN.search(place.group(1)))
+            _add(rust_function, bool(is_foreign), own, library, innermost_first=True)
+            rust_function = ""
+            if place is not None:
+                continue
         if line.startswith('File "') and (frame := _python_frame(line)) is not None:
             is_python = after_frames = True
             name, is_of_library = frame
@@ -108,19 +122,24 @@ def own_frames(stack: str) -> tuple[str, ...]:
             members.append(current := {})
             error, after_frames = None, True
         elif after_frames and is_python and raw[0] not in " \t" and (match := _ERROR.fullmatch(line)):
-            error, after_frames = match if margin is not None or not members else None, False
+            error = match if margin is not None or not members else None
+            after_frames = False
         elif match := _CAUSED.match(line):
             _add_error(match, own)
-        elif line.startswith("at ") and (match := _AT.match(line)):
+        elif line.startswith("at ") and not _RUST_FILE.match(line) and (match := _AT.match(line)):
             _at(match.group(1), own, library)
         elif go_function and (match := _GO_FILE.match(line)):
             is_library = _GO_LIBRARY.search(match.group(1)) or not _is_own_go(go_function)
             _add(go_function, bool(is_library), own, library, innermost_first=True)
             go_function = ""
+        elif not is_python and line[0].isdigit() and (match := _RUST.match(line)) and "::" in line:
+            rust_function = match.group(1)
         elif not is_python and "@" in line and (match := _FIREFOX.match(line)):
             _javascript(match.group(1), match.group(2), own, library)
         elif not is_python and line.endswith(")") and raw[:1] not in (" ", "\t") and (match := _GO.match(line)):
             go_function = match.group(1) or match.group(2)
+    if rust_function:
+        _add(rust_function, _RUST_LIBRARY.match(rust_function) is not None, own, library, innermost_first=True)
     if members:
         _add_error(error, current)
         _add_members(members, own)

@@ -39,9 +39,11 @@ _COUNT: Final = select(func.count()).select_from(failure_groups).where(_groups.w
 _OTHER: Final = Fingerprint("", "", (), "")
 
 
-def ensure(connection: Connection, workspace_id: str, prints: Mapping[str, Fingerprint]) -> frozenset[str]:
-    """Let groups exist, by id. Returns the ids of those that have no room."""
-    new = _unknown(connection, workspace_id, sorted(prints))
+def ensure(
+    connection: Connection, workspace_id: str, prints: Mapping[str, Fingerprint], known: Collection[str] = ()
+) -> frozenset[str]:
+    """Let groups exist, by id; there are those that are ``known``. Returns the ids of those that have no room."""
+    new = _unknown(connection, workspace_id, sorted(prints.keys() - known))
     if new and locking.is_shared(connection):
         # Another writer may add the same ones now.
         locking.claim(connection, Claim.GROUPS)

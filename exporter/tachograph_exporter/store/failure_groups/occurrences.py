@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -40,6 +39,7 @@ from tachograph_exporter.store.driver_select import DriverSelect
 from tachograph_exporter.store.failure_groups import groups
 from tachograph_exporter.store.failure_groups.failing import (
     ATTEMPT,
+    CHUNK,
     EXECUTION,
     STEP,
     Failing,
@@ -53,6 +53,7 @@ from tachograph_exporter.store.failure_groups.fingerprint import Fingerprint, fi
 from tachograph_exporter.store.inserting import insert_many, upsert
 from tachograph_exporter.store.schema import (
     EXECUTION_ROWS,
+    failure_groups,
     failure_occurrences,
     workflow_executions,
     workflow_step_attempts,
@@ -63,6 +64,7 @@ _occurrences = failure_occurrences.c
 _executions = workflow_executions.c
 _steps = workflow_step_executions.c
 _attempts = workflow_step_attempts.c
+_groups = failure_groups.c
 _STATUSES: Final = tuple(sorted(UNSUCCESSFUL))
 _IDS: Final[BindParameter[Any]] = bindparam("ids", expanding=True)
 _OWNERS: Final = DriverSelect(
@@ -116,6 +118,13 @@ _FAILED_EXECUTIONS: Final = select(
 _FAILED: Final = DriverSelect(union_all(_STORED, _FAILED_STEPS, _FAILED_ATTEMPTS, _FAILED_EXECUTIONS))
 """Occurrences of executions and, in one statement, what failed in them."""
 _FAILED_INSIDE: Final = DriverSelect(union_all(_FAILED_STEPS, _FAILED_ATTEMPTS))
+_GROUP_KIND: Final = -1
+_KNOWN_GROUPS: Final = select(
+    _groups.group_id, literal_column("''"), literal_column("0"), literal_column(str(_GROUP_KIND)), _NO_TEXT, _NO_TEXT,
+    _NO_TEXT, _NO_GROUP, literal_column("0"), literal_column("0"), literal_column("0"),
+).where(_groups.workspace_id == bindparam("workspace"), _groups.group_id.in_(_IDS))  # fmt: skip
+_FAILED_INSIDE_AND_GROUPS: Final = DriverSelect(union_all(_FAILED_STEPS, _FAILED_ATTEMPTS, _KNOWN_GROUPS), "workspace")
+"""What failed in executions and, in one way to the database and back, which groups there are: ids of both."""
 
 
 Counts: TypeAlias = dict[str, dict[str, int]]
@@ -156,8 +165,11 @@ class _Stored(NamedTuple):
     time_ns: int
 
 
-Noted: TypeAlias = dict[str, list[_Stored]]
-"""Occurrences by execution."""
+class Noted(dict[str, list[_Stored]]):
+    """Occurrences by execution. ``inside``: what failed in those of ``read``, as rows have it."""
+
+    read: AbstractSet[str] = frozenset()
+    inside: Sequence[_Stored] = ()
 
 
 def note(
@@ -172,10 +184,10 @@ def note(
     ``new``: executions that had no row before the batch, so that there are no occurrences of them.
     """
     failing = failing_in(executions, steps, attempts)
-    noted: Noted = {entry.execution_id: [] for entry in failing}
+    noted = Noted((entry.execution_id, []) for entry in failing)
     if failing:
         of_batch = {key: _owner_of(executions[key]) for key in new & noted.keys()}
-        for stored in _store(connection, failing, of_batch):
+        for stored in _store(connection, failing, of_batch, noted):
             noted[stored.execution_id].append(stored)
     return noted
 
@@ -185,7 +197,7 @@ def settle(
     ended: Iterable[str],
     changed: Collection[str] = (),
     new: AbstractSet[str] = frozenset(),
-    noted: Mapping[str, Sequence[_Stored]] = MappingProxyType({}),
+    noted: Noted | None = None,
 ) -> Counts:
     """Make the occurrences of executions that have ended what their rows say. Returns what is counted of them.
 
@@ -198,7 +210,8 @@ def settle(
     with_occurrences = set[str]()
     for chunk in chunks(ids - new):
         with_occurrences.update(row[0] for row in _WITH_OCCURRENCES.rows(connection, chunk))
-    for candidates, known in ((ids & new & noted.keys(), noted), (with_occurrences, None)):
+    of_batch = ids & new & noted.keys() if noted is not None else set[str]()
+    for candidates, known in ((of_batch, noted), (with_occurrences, None)):
         for chunk in chunks(candidates):
             of_right = _counts_if_right(connection, chunk, known)
             counts |= of_right
@@ -212,7 +225,7 @@ def rebuild(connection: Connection, ids: Collection[str]) -> set[str]:
     for chunk in chunks(ids):
         connection.execute(delete(failure_occurrences).where(_occurrences.execution_id.in_(chunk)))
         if failing := stored_failing(connection, chunk):
-            _store(connection, failing, {})
+            _store(connection, failing, {}, Noted())
             failed |= {entry.execution_id for entry in failing}
     return failed
 
@@ -265,9 +278,7 @@ def groups_of(connection: Connection, ids: Iterable[str]) -> dict[str, str]:
     return {execution_id: group_id for execution_id, group_id in of_executions.items() if group_id != groups.OTHER}
 
 
-def _counts_if_right(
-    connection: Connection, ids: Sequence[str], noted: Mapping[str, Sequence[_Stored]] | None = None
-) -> Counts:
+def _counts_if_right(connection: Connection, ids: Sequence[str], noted: Noted | None = None) -> Counts:
     """Counts of those of the executions whose occurrences are what their rows say.
 
     ``noted``: the occurrences, and so the rows of the executions themselves, if they need not be read.
@@ -281,7 +292,11 @@ def _counts_if_right(
     wrong: set[str] = set()
     attempts: list[_Stored] = []
     ends: set[tuple[str, str, int, int | None]] = set()
-    for row in map(_Stored._make, (_FAILED if noted is None else _FAILED_INSIDE).rows(connection, ids)):
+    if noted is not None and noted.read >= set(ids):
+        rows: Iterable[_Stored] = [row for row in noted.inside if row.execution_id in due]
+    else:
+        rows = map(_Stored._make, (_FAILED if noted is None else _FAILED_INSIDE).rows(connection, ids))
+    for row in rows:
         if row.group_id:
             by_execution[row.execution_id][row[:4]] = row
         elif row.kind == ATTEMPT:
@@ -315,8 +330,12 @@ def _is_consistent(stored: Sequence[_Stored]) -> bool:
     )
 
 
-def _store(connection: Connection, failing: Sequence[Failing], new: Mapping[str, _Owner]) -> list[_Stored]:
-    """Write the occurrences of what failed, and return them. ``new``: executions of which nothing is stored yet."""
+def _store(
+    connection: Connection, failing: Sequence[Failing], new: Mapping[str, _Owner], noted: Noted
+) -> list[_Stored]:
+    """Write the occurrences of what failed, and return them. ``new``: executions of which nothing is stored yet; what
+    failed inside them is read into ``noted``.
+    """
     owners = dict(new)
     for chunk in chunks({entry.execution_id for entry in failing} - new.keys()):
         owners |= {row[0]: _Owner(*row) for row in _OWNERS.rows(connection, chunk)}
@@ -334,8 +353,10 @@ def _store(connection: Connection, failing: Sequence[Failing], new: Mapping[str,
     for row in rows.values():
         if row.origin is not None:
             by_workspace[row.owner.workspace_id][row.group_id] = row.origin
+    known = _read_inside(connection, new, by_workspace, noted)
     beyond = {
-        workspace: groups.ensure(connection, workspace, prints) for workspace, prints in sorted(by_workspace.items())
+        workspace: groups.ensure(connection, workspace, prints, known)
+        for workspace, prints in sorted(by_workspace.items())
     }
     written: list[_Stored] = []
     values: list[tuple[Any, ...]] = []
@@ -346,6 +367,22 @@ def _store(connection: Connection, failing: Sequence[Failing], new: Mapping[str,
         values.append(row.values(stored_row))
     insert_many(connection, _upsert_of(connection.dialect), values)
     return written
+
+
+def _read_inside(
+    connection: Connection, new: Collection[str], by_workspace: Mapping[str, Mapping[str, Fingerprint]], noted: Noted
+) -> AbstractSet[str]:
+    """Read what failed inside of new executions, together with which of the groups there are, where that is one
+    statement. Returns groups that there are.
+    """
+    ids = [*new, *(group_id for prints in by_workspace.values() for group_id in prints)]
+    if not new or len(by_workspace) != 1 or len(ids) > CHUNK:
+        return frozenset()
+    (workspace,) = by_workspace
+    rows = list(map(_Stored._make, _FAILED_INSIDE_AND_GROUPS.rows(connection, ids, workspace=workspace)))
+    noted.read = frozenset(new)
+    noted.inside = [row for row in rows if row.kind != _GROUP_KIND]
+    return {row.execution_id for row in rows if row.kind == _GROUP_KIND}
 
 
 _since: Final[WeakKeyDictionary[Engine, int]] = WeakKeyDictionary()

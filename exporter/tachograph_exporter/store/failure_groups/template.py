@@ -110,16 +110,18 @@ def template_of(message: str) -> str:
         text = _ESCAPE.sub("", text)
     if not text.isascii():
         text = text.translate(_INVISIBLE)
-    words = _words_of(text, is_cut=is_cut)
-    return _finished(words, is_cut) if len(words) <= _CACHED_WORDS else _finish(words, is_cut)
+    # Whoever wrote it may have cut it: then what is open is closed in what is missing, too.
+    is_open = is_cut or text.rstrip().endswith(("…", "..."))
+    words = _words_of(text, is_cut=is_cut, is_open=is_open)
+    return _finished(words, is_open) if len(words) <= _CACHED_WORDS else _finish(words, is_open)
 
 
-def _finish(words: tuple[str, ...], is_cut: bool) -> str:
+def _finish(words: tuple[str, ...], is_open: bool) -> str:
     """The template of a message whose words are folded one by one: with what belongs together, and cut."""
     for _ in range(_MAX_PASSES):
         folded = in_context = _fold_in_context(words)
         for _ in range(_MAX_PASSES):
-            joined = _fold_brackets(_joined(_SIGNS.sub("", folded)), is_cut=is_cut)
+            joined = _fold_brackets(_joined(_SIGNS.sub("", folded)), is_open=is_open)
             if joined == folded:
                 break
             folded = joined
@@ -127,10 +129,10 @@ def _finish(words: tuple[str, ...], is_cut: bool) -> str:
         if folded is in_context and _QUOTE.search(folded) is None:
             break
         # What became a value may stand beside what belongs to it, or close a quote that was none.
-        again = _words_of(template, is_cut=False)
+        again = _words_of(template, is_cut=False, is_open=False)
         if again == words:
             break
-        words, is_cut = again, False
+        words, is_open = again, False
     return _cut(template)
 
 
@@ -157,9 +159,9 @@ def _cut(text: str) -> str:
     return text[:MAX_TEMPLATE].rpartition(" ")[0] or text[:MAX_TEMPLATE]
 
 
-def _words_of(text: str, *, is_cut: bool) -> tuple[str, ...]:
+def _words_of(text: str, *, is_cut: bool, is_open: bool) -> tuple[str, ...]:
     """The words of a text, folded one by one. A line that says the same as the one before it counts once."""
-    text = _OCTETS.sub(_folded_octets, _fold_quoted(text, is_cut=is_cut))
+    text = _OCTETS.sub(_folded_octets, _fold_quoted(text, is_open=is_open))
     lines = text.splitlines() if "\n" in text else [text]
     if is_cut and len(lines) > 1:
         del lines[-1]
@@ -192,7 +194,7 @@ def _is_code(core: str) -> bool:
     return _INTEGER.fullmatch(core) is not None
 
 
-def _fold_quoted(text: str, *, is_cut: bool) -> str:
+def _fold_quoted(text: str, *, is_open: bool) -> str:
     """Quoted texts as values. An apostrophe inside a word is none of their quotes."""
     parts: list[str] = []
     copied = 0
@@ -215,7 +217,7 @@ def _fold_quoted(text: str, *, is_cut: bool) -> str:
             opened, opened_at = quote, i
         i += 1
         if i == len(quotes) and opened is not None:
-            if is_cut:
+            if is_open:
                 # It is closed in what is not read.
                 return "".join((*parts, text[copied : opened.start()], VALUE))
             # Nothing closes it, nor any later one of its kind. Each kind is given up once, so the time stays linear.
@@ -361,7 +363,7 @@ def _following(texts: list[str], folded: list[bool], cores: list[str]) -> list[s
     return [text for text in result if text]
 
 
-def _fold_brackets(text: str, *, is_cut: bool) -> str:
+def _fold_brackets(text: str, *, is_open: bool) -> str:
     """Brackets as values that hold nothing but values, and braces that begin with one; the innermost first."""
     if _BRACKET.search(text) is None:
         return text
@@ -388,7 +390,7 @@ def _fold_brackets(text: str, *, is_cut: bool) -> str:
         parts.append(bracket)
     if copied < len(text):
         parts.append(text[copied:])
-    if outer and is_cut:
+    if outer and is_open:
         # It is closed in what is not read.
         return "".join((*outer[0][1], VALUE))
     for opening, before in reversed(outer):

@@ -12,7 +12,8 @@ from sqlalchemy import cast as cast_to
 from tachograph.critical_path import critical_path
 from tachograph_exporter.store.merging import FIRST_TERMINAL_RANK, FIRST_TERMINAL_STEP_RANK
 from tachograph_exporter.store.plain_steps import PlainSteps
-from tachograph_exporter.store.rollups.fresh import NOTHING_FRESH, Fresh, plain_steps
+from tachograph_exporter.store.rollups.fresh import AS_STORED, NOTHING_FRESH, Fresh
+from tachograph_exporter.store.rollups.grouping import StepLayout, grouped, plain_steps
 from tachograph_exporter.store.rollups.periods import bucket_of
 from tachograph_exporter.store.schema import (
     store_state,
@@ -138,6 +139,7 @@ CountedStepRow: TypeAlias = tuple[Any, ...]
 _COUNTED: Final = slice(2, 2 + len(CountedStep._fields))
 _EARLIER: Final = 2 + CountedStep._fields.index("earlier")
 _ATTEMPT: Final = 2 + CountedStep._fields.index("attempt")
+_AS_READ: Final = StepLayout.of(("execution_id", "step_id", *CountedStep._fields, "span_id", "skip_reason"))
 
 
 class Observer(Protocol):
@@ -151,8 +153,11 @@ class Observer(Protocol):
     def step(self, row: CountedStepRow) -> None:
         """A step of one of them."""
 
+    def is_plain(self, execution_id: str, step_id: str) -> bool:
+        """Whether a step of one of them is counted, and its attempts have no rows."""
+
     def plain_steps(self, key: Key, steps: PlainSteps, executions: Mapping[str, ExecutionRow]) -> None:
-        """Steps of some of ``executions``, all of one workflow."""
+        """Such steps of some of ``executions``, all of one workflow."""
 
     def report(self, execution_id: str, report: CountedReport) -> None:
         """A report of a step of one of them."""
@@ -263,26 +268,43 @@ def count(
         if observer is not None:
             observer.executions(connection, executions, has_attempts=False)
         _count_steps(((*row[:_EARLIER], (), *row[_EARLIER:]) for row in fresh.steps), counted, observer)
-        _count_plain(fresh, executions, counted, observer)
+        _count_plain(fresh.plain, AS_STORED, executions, counted, observer, fresh.resources_since_ns)
     for chunk in _chunks(execution_id for execution_id in ids if execution_id not in fresh.executions):
         executions = _executions_of(connection, chunk)
         counted = _count_executions(executions, totals_of)
         if observer is not None:
             observer.executions(connection, executions)
-        _count_steps(_steps_of(connection, executions), counted, observer)
+        groups, rest = grouped(_steps_of(connection, executions), _AS_READ, _plain_for(observer))
+        _count_steps(rest, counted, observer)
+        _count_plain(groups, _AS_READ, executions, counted, observer)
         for execution_id, _, _, report in _reports_of(connection, executions):
             counted[execution_id][0].add_report(report)
             if observer is not None:
                 observer.report(execution_id, report)
 
 
+def _plain_for(observer: Observer | None) -> Callable[[CountedStepRow], bool]:
+    """Whether a step has no rows of attempts that are counted apart."""
+    if observer is None:
+        return lambda row: not row[_EARLIER]
+    is_plain = observer.is_plain
+    return lambda row: not row[_EARLIER] and is_plain(row[0], row[1])
+
+
 def _count_plain(
-    fresh: Fresh, executions: Mapping[str, ExecutionRow], counted: _Counted, observer: Observer | None
+    groups: Sequence[Sequence[tuple[Any, ...]]],
+    layout: StepLayout,
+    executions: Mapping[str, ExecutionRow],
+    counted: _Counted,
+    observer: Observer | None,
+    resources_since_ns: int = 0,
 ) -> None:
+    if not groups:
+        return
     by_place = {id(totals): (executions[key].key, totals) for key, (totals, _, _) in counted.items()}
     places = {execution_id: id(totals) for execution_id, (totals, _, _) in counted.items()}
     critical_paths = {execution_id: row.critical_path for execution_id, row in executions.items()}
-    for place, steps in plain_steps(fresh, places, critical_paths):
+    for place, steps in plain_steps(groups, layout, places, critical_paths, resources_since_ns):
         key, totals = by_place[place]
         totals.add_plain_steps(steps)
         if observer is not None:

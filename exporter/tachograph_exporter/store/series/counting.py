@@ -312,8 +312,12 @@ class SeriesCounter:
             if resources is not None:
                 _count_use(counts, resources)
 
+    def is_plain(self, execution_id: str, step_id: str) -> bool:
+        """Whether a step is counted, and its attempts have no rows."""
+        return execution_id in self._executions and (execution_id, step_id) not in self._attempts
+
     def plain_steps(self, key: Key, steps: PlainSteps, executions: Mapping[str, ExecutionRow]) -> None:
-        """Count many steps, as `step` would one by one. None of ``executions`` is left out."""
+        """Count many plain steps (see `is_plain`), as `step` would one by one."""
         counts, (duration, attempts) = self.counted.step(key, steps.name), _codes_of(steps.status)
         counts.of(duration).add(steps.durations)
         newest = {bucket: i for i, bucket in enumerate(steps.classic)}

@@ -279,7 +279,13 @@ def _differences(
         seconds = case.seconds.get(run.execution_id) if verdict == "slow" else None
         described.append(Described(run.started_ns, run.execution_id in case.odd, values, seconds, is_target))
     result = differences(by_run[target.execution_id], described)
-    kept = [each for each in result.differences if surroundings.is_plausible(each, case.odd, case.usual)]
+    of_odd = [window for execution_id, window in windows.items() if execution_id in case.odd]
+    kept = [
+        each
+        for each in result.differences
+        if surroundings.is_plausible(each, case.odd, case.usual)
+        or (each.place is kinds.BESIDE and surroundings.come_and_go(others[each.key.partition(".")[2]], of_odd))
+    ]
     return Result(kept, result.tested)
 
 

@@ -157,6 +157,20 @@ def is_plausible(difference: Difference, odd: Mapping[str, SampledRun], usual: M
     return True
 
 
+def come_and_go(runs: Sequence[Beside], windows: Sequence[tuple[int, int]]) -> bool:
+    """Whether runs of another workflow began anew for each of several windows, rather than one of them going on.
+
+    Then it is told from its time after all, though no usual runs lie between.
+    """
+    separate = {
+        other.execution_id
+        for low, high in windows
+        for other in runs
+        if other.started_ns < high and (other.finished_ns or other.started_ns) > low
+    }
+    return min(len(separate), len(windows)) >= MIN_BETWEEN
+
+
 def _began_later(difference: Difference, odd: Mapping[str, SampledRun], usual: Mapping[str, SampledRun]) -> bool:
     """Whether a version was there for a time without odd runs: then it is something later that made them odd.
 
