@@ -16,11 +16,11 @@ demo: $(VENV)/.exporter  ## Install, run the example workflows, and serve the AP
 
 # What is installed comes from different places, so it does at once; a virtual environment may need a system package.
 test: $(BIN)/python  ## Install everything the tests need, then run `make check`
-	$(MAKE) --jobs=3 $(VENV)/.test node-packages engine-packages
+	$(MAKE) --jobs=3 $(VENV)/.test node-packages own-environments
 	$(MAKE) check
 
-.PHONY: engine-packages
-engine-packages: $(VENV)/.test
+.PHONY: own-environments
+own-environments: $(VENV)/.test
 	$(BIN)/python -m tests.engines.run --install dagster prefect
 
 # The types are checked beside the tests, because mypy uses one processor alone; what it says comes last.

@@ -95,8 +95,8 @@ def _install(directory: Path, requirements: list[str], alone: list[str]) -> None
             return
     venv.create(directory, with_pip=True, clear=True)
     # Of thousands of modules, hundreds are imported: those are compiled then.
-    pip = [str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-compile"]
-    pip.append("--disable-pip-version-check")
+    pip = [str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+           "--no-compile"]  # fmt: skip
     subprocess.run([*pip, *requirements], check=True)
     if alone:
         subprocess.run([*pip, "--no-deps", *alone], check=True)
@@ -195,10 +195,7 @@ def play(name: str, *, record: bool, scenes: list[str], seconds: float) -> list[
             if record and not scene.goes_on:
                 requests = recorder.take()
                 save(version, engine, entry, scene, requests, mask)
-            shown_seconds = max(seconds, entry.get("shown_seconds", 0.0))
-            differences = viewer.problems(
-                scene, seconds=shown_seconds, tolerance_seconds=entry.get("tolerance_seconds", 1.0)
-            )
+            differences = viewer.problems(scene, seconds=seconds, tolerance_seconds=entry.get("tolerance_seconds", 1.0))
             print(f"{'WRONG' if differences else 'right'}  {scene.name}")
             for difference in differences:
                 print(f"       {difference}")

@@ -216,8 +216,10 @@ class _Comparison:
         left = list(candidates)
         open_steps = []
         for step in steps:
-            # An index first: names are the same.
-            entry = next((entry for entry in left if self._fits(step, entry) and self._has_index(step, entry)), None)
+            # An index first: names are the same. A step that is no instance may be shown with the index 0.
+            fitting = [entry for entry in left if self._fits(step, entry) and self._has_index(step, entry)]
+            entry = next((entry for entry in fitting if entry["status"] == step["status"]), None)
+            entry = entry or next(iter(fitting), None)
             if entry is None:
                 open_steps.append(step)
             else:
