@@ -56,7 +56,7 @@ def keep(record: logging.LogRecord) -> None:
         if reporter is None or not reporter.is_open:
             return
     # `logging.makeLogRecord` makes records without a name.
-    name = record.name if isinstance(record.name, str) else f"{record.name}"
+    name = f"{record.name}"
     if name.startswith(_OWN) and name.partition(".")[0] in _OWN:
         return  # What recording itself has to say would come back again and again.
     try:
