@@ -313,7 +313,7 @@ class _Comparison:
         for (_, step_id), values in batch.steps.items():
             step_facts = dict(zip(_STEP_COLUMNS, values, strict=True))
             # The log leaves out when a step became ready.
-            for name in ("execution_id", "rank", "ready_ns", "folded_count"):
+            for name in ("execution_id", "rank", "ready_ns", "asked_ns", "folded_count"):
                 del step_facts[name]
             if step_facts["folded"] is not None:
                 step_facts["folded"] = decode_folded(step_facts["folded"])
