@@ -135,7 +135,11 @@ class _Comparison:
             *self._compare(views),
             *self._rollups(),
             *self._metrics(),
-            *impossible(self._run, has_one_clock=not self._is_ingested),
+            *impossible(
+                self._run,
+                has_one_clock=not self._is_ingested,
+                is_settled=not (self._is_reported and self._is_open),
+            ),
         ]
         for difference in differences:
             difference.step = difference.step or self._names.get(difference.step_id, "")

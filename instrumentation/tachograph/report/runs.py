@@ -334,7 +334,8 @@ class Run:
         """
         steps = [step for dependency in ref.depends_on for step in self.known(dependency)]
         ends = [step.finished_ns for step in steps if step.finished_ns is not None]
-        since_ns = now_ns if self._knows_start or earliest_ns is None else earliest_ns
+        is_unknown = not self._knows_start and not (ref.depends_on and not ends)
+        since_ns = earliest_ns if earliest_ns is not None and is_unknown else now_ns
         return max([self.origin_of(ref, since_ns), *[end for end in ends if end <= now_ns]])
 
     def opened(self, step: Step) -> None:

@@ -168,7 +168,10 @@ class Step:
             attempts = self._attempts
             if attempts is None:
                 if queued_ns is not None:
-                    self._asked_for(queued_ns, due)
+                    ready_ns = self._asked_for(queued_ns, due)
+                    if self._asked_ns is not None and self.ref.depends_on:
+                        # When those ended, another process may know: then what is scheduled follows from this.
+                        self.run.emit(StepReady(step=self.ref, time_ns=ready_ns, asked_ns=self._asked_ns))
                 asked_ns = self._ready_ns if self._asked_ns is None else self._asked_ns
                 earliest = now if asked_ns is None else min(now, asked_ns)
                 attempts = self._attempts = StepAttempts(self.ref, self.run.origin_of(self.ref, earliest))
