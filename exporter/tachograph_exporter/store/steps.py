@@ -53,6 +53,7 @@ class StoredStep(msgspec.Struct, gc=False):
     map_index: str | None = None
     resources: str | None = None
     scheduled_ns: int | None = None
+    asked_ns: int | None = None
 
 
 STEP_COLUMNS: Final = [workflow_step_executions.c[name] for name in StoredStep.__struct_fields__]
