@@ -40,8 +40,11 @@ _ENDED: Final = select(workflow_executions).where(
 _CLOSED_HERE: Final = select(_steps.step_id).where(
     _steps.execution_id == bindparam("id"),
     _steps.rank == FIRST_TERMINAL_STEP_RANK,
-    (_steps.status == StepStatus.SKIPPED) | (_steps.error_type == ABANDONED.type),
+    _steps.status.in_((StepStatus.SKIPPED, StepStatus.COMPLETED)) | (_steps.error_type == ABANDONED.type),
 )
+_ENDS_WITH_ALL: Final = frozenset({"airflow"})
+"""Engines that call a run completed only when all that ran in it has ended, and that do not tell of each end: of a task
+of Airflow that its trigger ends, no hook hears."""
 _STEP_FIELDS: Final = (
     "status", "finished_ns", "dependency_ns", "unaccounted_ns", "scheduled_ns", "queue_ns", "backoff_ns", "run_ns",
     "skip_reason", "error_type", "error_message",
@@ -159,7 +162,8 @@ def settled_run(
             finished_ns = max([started_ns, *[step.finished_ns for step in told if step.finished_ns is not None]])
             error = (failure.type, failure.message, failure.stack) if failure is not None else (None, None, None)
     window = RunWindow(started_ns, max(started_ns, finished_ns))
-    closed = _closed(steps, closed_here, status, window.end_ns)
+    has_all_ended = process is not None and process.engine in _ENDS_WITH_ALL and status is ExecutionStatus.COMPLETED
+    closed = _closed(steps, closed_here, status, window.end_ns, has_all_ended=has_all_ended)
     by_id = {step.step_id: step for step in closed}
     changes: dict[str, dict[str, Any]] = {}
     began: dict[tuple[str, int], int] = {}
@@ -215,9 +219,17 @@ def _are_ended(steps: Sequence[StoredStep], ended: Collection[str]) -> bool:
 
 
 def _closed(
-    steps: Sequence[StoredStep], closed_here: Collection[str], outcome: ExecutionStatus, end_ns: int
+    steps: Sequence[StoredStep],
+    closed_here: Collection[str],
+    outcome: ExecutionStatus,
+    end_ns: int,
+    *,
+    has_all_ended: bool,
 ) -> list[StoredStep]:
-    """The steps as they are once their execution has ended: none of them goes on."""
+    """The steps as they are once their execution has ended: none of them goes on.
+
+    ``has_all_ended``: what started has ended well, though nobody told when: at the latest when the next step started.
+    """
     unsuccessful = UNSUCCESSFUL | {"cancelled"}
     told = [step for step in steps if step.step_id not in closed_here]
     below_failed = _below(steps, [step.step_id for step in told if step.status in unsuccessful])
@@ -225,7 +237,14 @@ def _closed(
     closed = []
     for step in steps:
         if not StepStatus(step.status).is_terminal or step.step_id in closed_here:
-            if step.attempt_started_ns is not None:
+            if step.attempt_started_ns is not None and has_all_ended:
+                begun = [
+                    other.started_ns
+                    for other in steps
+                    if step.step_id in other.depends_on and (other.started_ns or 0) >= step.attempt_started_ns
+                ]
+                step = _ended(step, StepStatus.COMPLETED, min([end_ns, *[each for each in begun if each is not None]]))
+            elif step.attempt_started_ns is not None:
                 step = _ended(step, StepStatus.LOST, end_ns, failure=ABANDONED)
             elif outcome in _STOPPED:
                 step = _ended(step, StepStatus.SKIPPED, end_ns, reason=_STOPPED[outcome])
