@@ -53,6 +53,7 @@ class StoredStep(msgspec.Struct, gc=False):
     map_index: str | None = None
     resources: str | None = None
     scheduled_ns: int | None = None
+    asked_ns: int | None = None
 
 
 STEP_COLUMNS: Final = [workflow_step_executions.c[name] for name in StoredStep.__struct_fields__]
@@ -133,11 +134,10 @@ def position(step: StoredStep) -> tuple[int, int, str]:
 
 def status_counts(steps: Iterable[StoredStep]) -> Counter[str]:
     """How many steps have which status; every repetition counts."""
-    counts: Counter[str] = Counter()
+    steps = list(steps)
+    counts = Counter([step.status for step in steps if step.folded is None])
     for step in steps:
-        if step.folded is None:
-            counts[step.status] += 1
-        else:
+        if step.folded is not None:
             counts += folded_counts(step.folded)
     return counts
 
