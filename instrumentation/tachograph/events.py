@@ -186,9 +186,11 @@ class StepReady(_StepEvent, frozen=True, kw_only=True, gc=False, tag="step_ready
     """A step's dependencies are met; from now on it waits only for a slot.
 
     ``is_planned``: it is known that there is such a step, and what it depends on; nothing has asked for it yet.
+    ``asked_ns``: it was asked for then, and is not due before ``time_ns``; in between it is scheduled.
     """
 
     is_planned: bool = False
+    asked_ns: int | None = None
 
 
 class StepStarted(_StepEvent, frozen=True, gc=False, tag="step_started"):

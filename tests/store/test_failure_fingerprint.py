@@ -165,7 +165,7 @@ def test_colours_and_invisible_characters_say_nothing() -> None:
         assert template_of(message) == plain == "load failed for job", message
 
 
-LETTERS = st.text(st.sampled_from("aZ9 <*>'\"`“”「」/\\:=,.[](){}@-#%é٣\n\tb0x…\x1b"), max_size=300)
+LETTERS = st.text(st.sampled_from("aZ9 <*>'\"`“”„‚»«「」/\\:=,.[](){}@-#%$?&^~;é٣½°\n\tb0x…\x1b"), max_size=300)
 
 
 @settings(max_examples=300, deadline=None)

@@ -20,7 +20,7 @@ from tachograph_exporter.ingest.announcements import (
     unannounced,
 )
 from tachograph_exporter.ingest.assembly.executions import AssembledExecution, EventKey, assemble
-from tachograph_exporter.ingest.lineage.vocabulary import SCOPE
+from tachograph_exporter.ingest.lineage.vocabulary import KEY, SCOPE
 from tachograph_exporter.ingest.rules import Kind, Role, Rulebook
 from tachograph_exporter.ingest.spans import SpanRecord
 from tachograph_exporter.store import locking
@@ -259,7 +259,11 @@ class TraceExecutions:
         """Whether one of these engines ran a part of an execution."""
         first = [execution.root] if execution.root is not None else []
         rules = [self._book.find(span) for span in (*first, *execution.spans)]
-        return any(rule is not None and rule.engine in engines for rule in rules)
+        # Of what OpenLineage tells, the key of a run says whose it is.
+        keys = [str(span.attributes.get(KEY) or "") for span in (*first, *execution.spans)]
+        return any(rule is not None and rule.engine in engines for rule in rules) or any(
+            key.partition(":")[0] in engines for key in keys
+        )
 
     def faults_of(self, workspace: str, spans: Mapping[str, Sequence[SpanRecord]], now: int) -> dict[str, Exception]:
         """Those of these traces that cannot be assembled even by themselves, with the reason."""

@@ -29,7 +29,7 @@ from tachograph_exporter.store.merging import (
     step_rank,
 )
 from tachograph_exporter.store.reported import outcome_of
-from tachograph_exporter.store.schema import workflow_executions, workflow_step_executions
+from tachograph_exporter.store.schema import workflow_executions, workflow_step_attempts, workflow_step_executions
 from tachograph_exporter.store.steps import StoredStep, by_step, status_counts, steps_of
 
 _CHUNK: Final = 500
@@ -44,7 +44,7 @@ _CLOSED_HERE: Final = select(_steps.step_id).where(
     (_steps.status == StepStatus.SKIPPED) | (_steps.error_type == ABANDONED.type),
 )
 _STEP_FIELDS: Final = (
-    "status", "finished_ns", "dependency_ns", "unaccounted_ns", "queue_ns", "backoff_ns", "run_ns",
+    "status", "finished_ns", "dependency_ns", "unaccounted_ns", "scheduled_ns", "queue_ns", "backoff_ns", "run_ns",
     "skip_reason", "error_type", "error_message",
 )  # fmt: skip
 _SET_STEP: Final = (
@@ -57,6 +57,16 @@ _SET_STEP: Final = (
 )
 _OF_END: Final = ("finished_ns", "skip_reason", "error_type", "error_message", "error_stack", "run_ns")
 """What only a step has that has ended."""
+_attempts: Final = workflow_step_attempts.c
+_SET_ATTEMPT: Final = (
+    update(workflow_step_attempts)
+    .where(
+        _attempts.execution_id == bindparam("of_execution"),
+        _attempts.step_id == bindparam("of_step"),
+        _attempts.attempt == bindparam("of_attempt"),
+    )
+    .values(started_ns=bindparam("new_started_ns"))
+)
 _EXECUTION_FIELDS: Final = (
     "rank", "status", "finished_ns", "step_count", "completed_step_count", "failed_step_count", "skipped_step_count",
     "work_ns", "critical_path_ns", "critical_path", "error_type", "error_message", "error_stack",
@@ -83,6 +93,17 @@ class Settled(NamedTuple):
 
     execution: Mapping[str, Any]
     steps: Mapping[str, Mapping[str, Any]]
+    attempts: Mapping[tuple[str, int], int]
+    """When attempts began of which only others than those who told of their end said that: by step id and number."""
+
+
+class _Try(NamedTuple):
+    """An attempt that has ended."""
+
+    attempt: int
+    started_ns: int
+    finished_ns: int
+    queue_ns: int
 
 
 def settle(connection: Connection, ids: Collection[str], over: Container[str] = ()) -> dict[str, int]:
@@ -110,6 +131,19 @@ def settle(connection: Connection, ids: Collection[str], over: Container[str] = 
                     for step_id, values in settled.steps.items()
                 ]
                 connection.execute(_SET_STEP, parameters)
+            if settled.attempts:
+                connection.execute(
+                    _SET_ATTEMPT,
+                    [
+                        {
+                            "of_execution": of_execution,
+                            "of_step": step_id,
+                            "of_attempt": number,
+                            "new_started_ns": began,
+                        }
+                        for (step_id, number), began in settled.attempts.items()
+                    ],
+                )
             new = {f"new_{name}": value for name, value in settled.execution.items()}
             connection.execute(_SET_EXECUTION, {"of_execution": of_execution, **new})
     return resumed
@@ -173,9 +207,16 @@ def settled_run(
     closed = _closed(steps, closed_here, status, window.end_ns)
     by_id = {step.step_id: step for step in closed}
     changes: dict[str, dict[str, Any]] = {}
+    began: dict[tuple[str, int], int] = {}
     for i, (before, step) in enumerate(zip(steps, closed, strict=True)):
-        if step.started_ns is not None and step.folded is None:
-            step = closed[i] = replace(step, **_waits(step, by_id, attempts.get(step.step_id, ()), window))
+        is_taken_back = step.status == StepStatus.CANCELLED and step.attempt == 0 and step.ready_ns is not None
+        if (step.started_ns is not None or is_taken_back) and step.folded is None:
+            stored = attempts.get(step.step_id, ())
+            tries = [_tried(step, attempt) for attempt in stored]
+            for attempt, known in zip(stored, tries, strict=True):
+                if known.started_ns != attempt.started_ns:
+                    began[step.step_id, known.attempt] = known.started_ns
+            step = closed[i] = replace(step, **_waits(step, by_id, tries, window))
         if step != before:
             values = {name: getattr(step, name) for name in _STEP_FIELDS}
             # A real outcome, if one comes after all, replaces it.
@@ -200,7 +241,16 @@ def settled_run(
             "error_stack": error[2],
         },
         changes,
+        began,
     )
+
+
+def _tried(step: StoredStep, attempt: Row[Any]) -> _Try:
+    """An attempt as it is stored. Who told of its end may not have known when it began, but others did."""
+    begins = {step.attempt: step.attempt_started_ns, 1: step.started_ns}
+    known_ns = begins.get(attempt.attempt)
+    started_ns = attempt.started_ns if known_ns is None else min(known_ns, attempt.started_ns)
+    return _Try(attempt.attempt, started_ns, attempt.finished_ns, attempt.queue_ns)
 
 
 def _are_ended(steps: Sequence[StoredStep], ended: Collection[str]) -> bool:
@@ -268,13 +318,16 @@ def _below(steps: Sequence[StoredStep], sources: Iterable[str]) -> set[str]:
 
 
 def _waits(
-    step: StoredStep, steps: Mapping[str, StoredStep], stored: Sequence[Row[Any]], window: RunWindow
+    step: StoredStep, steps: Mapping[str, StoredStep], stored: Sequence[_Try], window: RunWindow
 ) -> dict[str, int]:
-    """The waits and the running time of a step that started, from the moments of its run. ``stored``: its attempts."""
+    """The waits and the running time of a step, from the moments of its run. ``stored``: its attempts.
+
+    Of a step that never started (it was taken back): its waits until its end.
+    """
     cut = window.cut
     outer = steps.get(step.parent_step_id or "")
     origin_ns = cut(outer.started_ns) if outer is not None and outer.started_ns is not None else window.start_ns
-    started_ns = max(origin_ns, cut(step.started_ns or 0))
+    started_ns = max(origin_ns, cut(step.started_ns if step.started_ns is not None else step.finished_ns or 0))
     before = [steps[dependency].finished_ns for dependency in step.depends_on if dependency in steps]
     ends = [end for moment in before if moment is not None and (end := cut(moment)) <= started_ns]
     met_ns = max([origin_ns, *ends])
@@ -282,7 +335,7 @@ def _waits(
     if step.ready_ns is not None:
         ready_ns = min(cut(step.ready_ns), started_ns)
         # An engine may ask for a step before what it depends on has ended.
-        attempts.ready(max(ready_ns, met_ns), met_ns)
+        attempts.ready(max(ready_ns, met_ns), met_ns, None if step.asked_ns is None else cut(step.asked_ns))
     attempts.started(started_ns, ready_ns=met_ns)
     finished_ns = step.finished_ns or 0
     is_between = bool(stored) and stored[-1].attempt == step.attempt and stored[-1].finished_ns < finished_ns
@@ -305,6 +358,7 @@ def _waits(
     return {
         "dependency_ns": event.dependency_ns,
         "unaccounted_ns": event.unaccounted_ns,
+        "scheduled_ns": event.scheduled_ns,
         "queue_ns": event.queue_ns,
         "backoff_ns": event.backoff_ns,
         "run_ns": event.run_ns,

@@ -108,7 +108,8 @@ class StepAttempts:
         if asked_ns is not None:
             self._scheduled_ns = self._elapsed(now_ns)
         self._activity = _QUEUED
-        return StepReady(step=self.step, time_ns=now_ns)
+        is_scheduled = asked_ns is not None and asked_ns < now_ns
+        return StepReady(step=self.step, time_ns=now_ns, asked_ns=asked_ns if is_scheduled else None)
 
     def backed_off(self, now_ns: int) -> None:
         """The backoff has passed; from now on the step waits for a slot."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
 
 import msgspec
@@ -24,9 +25,11 @@ from tachograph_exporter.store.schema import (
 )
 from tachograph_exporter.store.state import RESOURCES_SINCE
 from tachograph_exporter.store.steps import steps_of
-from tachograph_exporter.store.totals import CountedExecution, CountedReport, CountedStep, WorkflowTotals
+from tachograph_exporter.store.totals import CountedExecution, CountedReport, CountedStep, PackedTotals, WorkflowTotals
 
 CHUNK: Final = 400
+MAX_STEPS: Final = 5_000
+"""Steps that are read and counted at once."""
 _executions = workflow_executions.c
 _steps = workflow_step_executions.c
 
@@ -121,6 +124,10 @@ _REPORTS_OF: Final = select(
 
 _decode_ids: Final = msgspec.json.Decoder(list[str]).decode
 _decode_steps: Final = msgspec.json.Decoder(list[tuple[Any, ...]]).decode
+MANY: Final = 1_000_000
+"""Characters of steps that are decoded one by one."""
+_split: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_step: Final = msgspec.json.Decoder(tuple[Any, ...]).decode
 
 
 class ExecutionRow(NamedTuple):
@@ -161,6 +168,9 @@ class Observer(Protocol):
 
     def report(self, execution_id: str, report: CountedReport) -> None:
         """A report of a step of one of them."""
+
+    def pack(self) -> None:
+        """Some thousand steps were told of: what is kept of them may take less memory now."""
 
 
 def _executions_of(connection: Connection, ids: Sequence[str]) -> dict[str, ExecutionRow]:
@@ -206,7 +216,7 @@ def _step_rows(connection: Connection, execution_ids: Collection[str]) -> Iterat
     if connection.dialect.name == "sqlite":
         # One row an execution: the driver releases the GIL for every row, and a busy workflow is slow to give it back.
         for execution_id, steps in connection.execute(_STEPS_AS_JSON, {"ids": list(execution_ids)}):
-            for step in _decode_steps(steps):
+            for step in _decode_steps(steps) if len(steps) < MANY else map(_decode_step, _split(steps)):
                 yield (execution_id, *step)
     else:
         result = connection.execute(_STEPS_OF, {"ids": list(execution_ids)})
@@ -274,9 +284,17 @@ def count(
         counted = _count_executions(executions, totals_of)
         if observer is not None:
             observer.executions(connection, executions)
-        groups, rest = grouped(_steps_of(connection, executions), _AS_READ, _plain_for(observer))
-        _count_steps(rest, counted, observer)
-        _count_plain(groups, _AS_READ, executions, counted, observer)
+        steps = _steps_of(connection, executions)
+        # A run of very many steps need not be in memory as a whole.
+        while part := list(islice(steps, MAX_STEPS)):
+            groups, rest = grouped(part, _AS_READ, _plain_for(observer))
+            _count_steps(rest, counted, observer)
+            _count_plain(groups, _AS_READ, executions, counted, observer)
+            for totals, _, _ in counted.values():
+                if isinstance(totals, PackedTotals):
+                    totals.pack()
+            if observer is not None:
+                observer.pack()
         for execution_id, _, _, report in _reports_of(connection, executions):
             counted[execution_id][0].add_report(report)
             if observer is not None:
