@@ -231,6 +231,47 @@ def test_mapped_instances_are_one_series_with_the_engines_indexes(intake: Make) 
     assert {key[:2] for key in service.counted()} == {("sales", ""), ("sales", "work")}
 
 
+@pytest.mark.parametrize("engine", ["airflow", "prefect"])
+def test_two_hundred_mapped_instances_are_one_name_and_as_many_series_as_one(engine: str, intake: Make) -> None:
+    series: list[set[tuple[str, ...]]] = []
+    for count in (1, 200):
+        service = intake()
+        for trace in (1, 2):
+            root = span(
+                "dag_run.sales",
+                1,
+                0,
+                0,
+                900,
+                of={"airflow.dag_id": "sales", "airflow.dag_run.run_id": f"r{trace}"},
+                trace=trace,
+            )
+            works = [
+                span(f"task_run.work[{i}]", 2 + i, 1, i, i + 2, trace=trace,
+                     of={**airflow("work", 1, "success", i), "airflow.dag_run.run_id": f"r{trace}"})
+                for i in range(count)
+            ]  # fmt: skip
+            if engine == "prefect":
+                flow: dict[str, str | int] = {"prefect.run.type": "flow", "prefect.run.name": f"wise-owl-{trace}",
+                                              "prefect.run.id": f"run-{trace}", "prefect.flow.id": "f-1"}  # fmt: skip
+                root = span("wise-owl", 1, 0, 0, 900, of=flow, trace=trace)
+                works = [
+                    span(name, 2 + i, 1, i, i + 2, trace=trace,
+                         of={"prefect.run.type": "task", "prefect.run.name": name})
+                    for i in range(count) for name in [f"work-{(i * 7 + trace * 31) % 4096:03x}"]
+                ]  # fmt: skip
+            service.take(read(works[::-1]))
+            service.take(read([root]))
+        service.settle()
+        for timeline in service.timelines():
+            assert {step["step_name"] for step in timeline["step_timeline"]} == {"work"}
+            indexes = [step["step_index"] or 0 for step in timeline["step_timeline"]]
+            assert sorted(indexes) == list(range(count))
+            assert timeline["completed_step_count"] == count
+        series.append(set(service.counted()))
+    assert series[0] == series[1]
+
+
 def test_runs_of_a_flow_are_one_workflow_whatever_they_are_called(intake: Make) -> None:
     service = intake()
     for number, name in enumerate(("wise-owl", "shy-fox", "old-ant")):
