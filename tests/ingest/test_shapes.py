@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from tests.api.test_otlp import T0, S, export, span
 from tests.ingest.intake import Intake
 
@@ -401,3 +401,27 @@ def test_a_rule_of_the_users_goes_by_the_kind_of_a_span(intake: Make, tmp_path: 
     (step,) = timeline["step_timeline"]
     assert (step["step_name"], step["step_index"], step["wait"]["queue"]) == ("pull", "eu", 2)
     assert timeline["total_duration_seconds"] == 3
+
+
+def test_a_link_of_one_step_says_nothing_of_what_others_waited_for(intake: Make) -> None:
+    timeline = settled(
+        intake, span("nightly", 1, 0, 0, 9), span("pull", 2, 1, 0, 1), span("clean", 3, 1, 2, 3),
+        span("load", 4, 1, 4, 5, links=[2]), span("mail", 5, 1, 6, 7),
+    )  # fmt: skip
+    names = {step["step_id"]: step["step_name"] for step in timeline["step_timeline"]}
+    edges = {step["step_name"]: {names[other] for other in step["depends_on"]} for step in timeline["step_timeline"]}
+    assert (edges["pull"], edges["clean"], edges["load"]) == (set(), {"pull"}, {"pull"})
+    # Without a link: what had ended last when it was ready.
+    assert edges["mail"] >= {"load"}
+
+
+def test_a_run_whose_own_span_gives_no_reason_failed_with_its_first_step_that_did(intake: Make) -> None:
+    root = span("nightly", 1, 0, 0, 9)
+    root.status.code = Status.STATUS_CODE_ERROR
+    timeline = settled(
+        intake, root, span("pull", 2, 1, 0, 1), span("load", 3, 1, 5, 6, error="disk full"),
+        span("clean", 4, 1, 2, 4, error="no route"),
+    )  # fmt: skip
+    assert (timeline["status"], timeline["error_type"], timeline["error_message"]) == (
+        "failed", "ValueError", "no route",
+    )  # fmt: skip
