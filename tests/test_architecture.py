@@ -34,6 +34,7 @@ FLOORS: Final[Mapping[str, int]] = {
     # The service: settings; rows; what arrives; what users read; streams and searches; the edges; the service itself.
     "tachograph_exporter.attribute_text": 10,
     "tachograph_exporter.config": 10, "tachograph_exporter.times": 10, "tachograph_exporter.garbage": 9,
+    "tachograph_exporter.freed_memory": 9,
     "tachograph_exporter.name_patterns": 9, "tachograph_exporter.bundled_workflows": 9,
     "tachograph_exporter.defaults": 9, "tachograph_exporter.alerting": 9,
     "tachograph_exporter.dashboard_files": 10, "tachograph_exporter.handler_sources": 10,

@@ -26,8 +26,8 @@ def _second(seconds: int) -> str:
 
 def rfc3339(time_ns: int) -> str:
     """RFC 3339 in UTC with microseconds: ``2026-01-31T23:59:59.123456Z``."""
-    seconds, rest = divmod(time_ns, NS)
-    return f"{_second(seconds)}.{rest // 1000:06d}Z"
+    microseconds = time_ns // 1000
+    return f"{_second(microseconds // 1_000_000)}.{microseconds % 1_000_000:06d}Z"
 
 
 def rfc3339_or_none(time_ns: int | None) -> str | None:

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from tachograph.events import Folded, PathStep
+
+_NEVER: Final = -(1 << 64)
+"""The end of a step that did not run, or is not looked at: before all times."""
 
 
 class TimedStep(Protocol):
@@ -38,7 +41,57 @@ class TimedStep(Protocol):
 S = TypeVar("S", bound=TimedStep)
 
 
-def critical_path(steps: Sequence[S], *, now_ns: int | None = None) -> list[S]:
+class IndexedSteps(Generic[S]):
+    """Steps with their dependencies as positions: made once for all that is computed from the same steps.
+
+    Attributes:
+        steps: one for each id, in their order; of several with the same id the last.
+        depends_on: of each step, the positions of its dependencies that are among them.
+        position: of each step, by its id.
+    """
+
+    __slots__ = ("depends_on", "position", "steps")
+
+    def __init__(self, steps: Sequence[S]) -> None:
+        position = {step.step_id: i for i, step in enumerate(steps)}
+        if len(position) < len(steps):
+            steps = [steps[i] for i in position.values()]
+            position = {step.step_id: i for i, step in enumerate(steps)}
+        self.steps = steps
+        self.position = position
+        self.depends_on: list[list[int]] = []
+        for step in steps:
+            try:
+                self.depends_on.append([position[step_id] for step_id in step.depends_on])
+            except KeyError:
+                self.depends_on.append([position[step_id] for step_id in step.depends_on if step_id in position])
+
+    def waited_for(self, i: int, ends: Sequence[int]) -> Sequence[int]:
+        """What a step really waited for: a dependency that never ran (skipped) is replaced by its own dependencies.
+
+        ``ends`` has `_NEVER` for steps that never ran.
+        """
+        depends_on = self.depends_on[i]
+        for other in depends_on:
+            if ends[other] == _NEVER:
+                break
+        else:
+            return depends_on
+        waited: list[int] = []
+        stack, seen = list(reversed(depends_on)), set[int]()
+        while stack:
+            other = stack.pop()
+            if other in seen:
+                continue
+            seen.add(other)
+            if ends[other] != _NEVER:
+                waited.append(other)
+            else:
+                stack.extend(reversed(self.depends_on[other]))
+        return waited
+
+
+def critical_path(steps: Sequence[S] | IndexedSteps[S], *, now_ns: int | None = None) -> list[S]:
     """Steps whose delay would have delayed the end of the run, first to last.
 
     Folded steps (see `tachograph.folding`) are one step, which contains holes: what their repetitions waited for in
@@ -53,44 +106,59 @@ def critical_path(steps: Sequence[S], *, now_ns: int | None = None) -> list[S]:
     its own dependencies. Ties are broken by the later start, then by the greater id, so the order of ``steps`` does
     not matter.
     """
-    timed: dict[str, tuple[int, int, str, S]] = {}
-    steps_by_id = {step.step_id: step for step in steps}
-    for step_id, step in steps_by_id.items():
-        end, started = step.finished_ns, step.started_ns
-        if end is None:
-            end = now_ns
-        if started is not None and end is not None and step.parent_step_id is None:
-            timed[step_id] = (end, started, step_id, step)
-    if not timed:
+    run = steps if isinstance(steps, IndexedSteps) else IndexedSteps(steps)
+    every = run.steps
+    starts = [_NEVER if (started := step.started_ns) is None else started for step in every]
+    ends = [
+        _NEVER
+        if started == _NEVER
+        or ((end := step.finished_ns) is None and (end := now_ns) is None)
+        or step.parent_step_id is not None
+        else end
+        for step, started in zip(every, starts, strict=True)
+    ]
+    last_ns = max(ends, default=_NEVER)
+    if last_ns == _NEVER:
         return []
+
+    def is_later(one: int, other: int) -> bool:
+        """Of two steps that ended together."""
+        return (starts[one], every[one].step_id) > (starts[other], every[other].step_id)
+
+    last = -1
+    for i, end in enumerate(ends):
+        if end == last_ns and (last < 0 or is_later(i, last)):
+            last = i
     path: list[S] = []
-    # Ids differ, so that no two steps are compared.
-    pending: list[S] = [max(timed.values())[3]]
-    seen: set[str] = set()
+    pending = [last]
+    seen = bytearray(len(every))
     has_folds = False
     while pending:
-        current = pending.pop()
-        if current.step_id in seen:
+        i = pending.pop()
+        if seen[i]:
             continue
+        seen[i] = 1
+        current = every[i]
         path.append(current)
-        seen.add(current.step_id)
         if (folded := _folded(current)) is not None:
             has_folds = True
-            pending += [timed[step_id][3] for step_id in folded.after if step_id in timed]
-        limit = current.started_ns or 0
-        ended: tuple[int, int, str, S] | None = None
-        begun: tuple[int, int, str, S] | None = None
-        for step_id in _dependencies_that_ran(current, timed, steps_by_id):
-            if step_id in seen:
+            within = [run.position[step_id] for step_id in folded.after if step_id in run.position]
+            pending += [other for other in within if ends[other] != _NEVER]
+        limit = starts[i]
+        ended = begun = -1
+        for other in run.waited_for(i, ends):
+            if seen[other]:
                 continue
-            earlier = timed[step_id]
-            if earlier[0] <= limit:
-                if ended is None or earlier > ended:
-                    ended = earlier
-            elif earlier[1] < limit and (begun is None or earlier > begun):
-                begun = earlier
-        if (held := ended or begun) is not None:
-            pending.append(held[3])
+            end = ends[other]
+            if end <= limit:
+                if ended < 0 or end > ends[ended] or (end == ends[ended] and is_later(other, ended)):
+                    ended = other
+            elif starts[other] < limit and (
+                begun < 0 or end > ends[begun] or (end == ends[begun] and is_later(other, begun))
+            ):
+                begun = other
+        if ended >= 0 or begun >= 0:
+            pending.append(ended if ended >= 0 else begun)
     path.reverse()
     if has_folds:
         path.sort(key=lambda step: (step.started_ns or 0, step.step_id))
@@ -136,12 +204,17 @@ def _folded(step: TimedStep) -> Folded | None:
 
 def _lengths(path: Sequence[TimedStep], now_ns: int) -> list[int]:
     lengths = []
-    for i, step in enumerate(path):
-        started = step.started_ns or 0
-        end = step.finished_ns if step.finished_ns is not None else now_ns
-        if i + 1 < len(path):
-            end = min(end, path[i + 1].started_ns or end)
-        lengths.append(max(0, end - started))
+    next_ns = 0
+    # Last to first, so that each step finds the start of the one after it.
+    for step in reversed(path):
+        started, end = step.started_ns or 0, step.finished_ns
+        if end is None:
+            end = now_ns
+        if next_ns and end > next_ns:
+            end = next_ns
+        lengths.append(end - started if end > started else 0)
+        next_ns = started
+    lengths.reverse()
     return lengths
 
 
@@ -160,79 +233,59 @@ def critical_path_of(steps: Sequence[NamedStep]) -> tuple[PathStep, ...]:
     )
 
 
-def _dependencies_that_ran(step: TimedStep, ran: Container[str], steps_by_id: Mapping[str, TimedStep]) -> Sequence[str]:
-    """What a step really waited for: a dependency that never ran (skipped) is replaced by its own dependencies."""
-    depends_on = step.depends_on
-    for step_id in depends_on:
-        if step_id not in ran:
-            break
-    else:
-        return depends_on
-    waited: list[str] = []
-    stack, seen = list(reversed(depends_on)), set[str]()
-    while stack:
-        step_id = stack.pop()
-        if step_id in seen:
-            continue
-        seen.add(step_id)
-        if step_id in ran:
-            waited.append(step_id)
-        elif (skipped := steps_by_id.get(step_id)) is not None:
-            stack.extend(reversed(skipped.depends_on))
-    return waited
-
-
-def slack(steps: Sequence[TimedStep], *, end_ns: int | None = None) -> dict[str, int]:
+def slack(steps: Sequence[S] | IndexedSteps[S], *, end_ns: int | None = None) -> dict[str, int]:
     """Nanoseconds each finished step could have ended later without moving the end of the run, by step id.
 
     ``end_ns`` is the end of the run (default: the last step's). Steps without a start or an end have no entry. A step
     with a ``dependency_count`` greater than what it lists (see `tachograph.inferred_dependencies`) waited for whatever
     had ended before the first it lists. Costs O(steps + dependencies).
     """
-    steps_by_id = {step.step_id: step for step in steps}
-    times = {
-        step_id: (started, finished)
-        for step_id, step in steps_by_id.items()
-        if (started := step.started_ns) is not None and (finished := step.finished_ns) is not None
-    }
-    if not times:
+    run = steps if isinstance(steps, IndexedSteps) else IndexedSteps(steps)
+    every = run.steps
+    starts = [_NEVER if (started := step.started_ns) is None else started for step in every]
+    ends = [
+        _NEVER if started == _NEVER or (end := step.finished_ns) is None else end
+        for step, started in zip(every, starts, strict=True)
+    ]
+    last_ns = max(ends, default=_NEVER)
+    if last_ns == _NEVER:
         return {}
-    end = end_ns if end_ns is not None else max([finished for _, finished in times.values()])
-    slacks: dict[str, int] = {}
-    waited_for = {step_id: _dependencies_that_ran(steps_by_id[step_id], times, steps_by_id) for step_id in times}
+    if end_ns is None:
+        end_ns = last_ns
+    slacks = [_NEVER] * len(every)
     barriers: _Barriers | None = None
-    for step_id in _later_first(times, waited_for):
-        started, finished = times[step_id]
-        step = steps_by_id[step_id]
-        step_slack = slacks.get(step_id)
-        if step_slack is None:
-            step_slack = max(0, end - finished)
-        if barriers is not None and step.parent_step_id is None:
+    for i in _later_first(run, starts, ends):
+        started, finished = starts[i], ends[i]
+        step_slack = slacks[i]
+        if step_slack == _NEVER:
+            step_slack = max(0, end_ns - finished)
+        if barriers is not None and every[i].parent_step_id is None:
             step_slack = min(step_slack, barriers.latest_end(finished) - finished)
-        slacks[step_id] = step_slack
-        waited = waited_for[step_id]
+        slacks[i] = step_slack
+        waited = run.waited_for(i, ends)
         if not waited:
             continue
         # The step was ready when the last dependency that held it back had ended.
         ready = -1
-        for dependency in waited:
-            ended = times[dependency][1]
-            if ready < ended <= started:
+        for other in waited:
+            if ready < (ended := ends[other]) <= started:
                 ready = ended
         if ready < 0:
             # None had ended (see `critical_path`): the last of those that had started held it back.
-            ready = max((times[other][1] for other in waited if times[other][0] < started), default=-1)
+            ready = max((ends[other] for other in waited if starts[other] < started), default=-1)
         latest = step_slack + ready
-        for dependency in waited:
-            ended = times[dependency][1]
-            if ended <= ready and slacks.get(dependency, end) > latest - ended:
-                slacks[dependency] = latest - ended
+        for other in waited:
+            if (ended := ends[other]) <= ready:
+                before = slacks[other]
+                if (end_ns if before == _NEVER else before) > latest - ended:
+                    slacks[other] = latest - ended
         # Not in the protocol: only dependencies that were inferred are ever left out.
+        step = every[i]
         if ready >= 0 and getattr(step, "dependency_count", 0) > len(step.depends_on):
             if barriers is None:
                 barriers = _Barriers()
-            barriers.add(min(times[dependency][1] for dependency in waited), step_slack + ready)
-    return slacks
+            barriers.add(min(ends[other] for other in waited), step_slack + ready)
+    return {step.step_id: step_slack for step, step_slack in zip(every, slacks, strict=True) if step_slack != _NEVER}
 
 
 class _Barriers:
@@ -261,21 +314,22 @@ class _Barriers:
         return self._latest[position] if position < len(self._moments) else sys.maxsize
 
 
-def _later_first(times: Mapping[str, tuple[int, int]], waited_for: Mapping[str, Sequence[str]]) -> Iterable[str]:
-    """Steps in an order in which each comes after those that waited for it.
+def _later_first(run: IndexedSteps[S], starts: Sequence[int], ends: Sequence[int]) -> Sequence[int]:
+    """Steps that ran, in an order in which each comes after those that waited for it.
 
     A step that waited for another one started after that one ended, so later starts come first. Only steps of zero
     length at the same nanosecond need a closer look.
     """
-    ordered = sorted(times, key=times.__getitem__, reverse=True)
-    if all(started != finished for started, finished in times.values()):
-        return ordered
-    return _causes_last(ordered, times, waited_for)
+    times = list(zip(starts, ends, strict=True))
+    ordered = sorted([i for i, end in enumerate(ends) if end != _NEVER], key=times.__getitem__, reverse=True)
+    if any(starts[i] == ends[i] for i in ordered):
+        return list(_causes_last(ordered, times, run, ends))
+    return ordered
 
 
 def _causes_last(
-    ordered: Sequence[str], times: Mapping[str, tuple[int, int]], waited_for: Mapping[str, Sequence[str]]
-) -> Iterator[str]:
+    ordered: Sequence[int], times: Sequence[tuple[int, int]], run: IndexedSteps[S], ends: Sequence[int]
+) -> Iterator[int]:
     """Steps that are ordered by time; of those of no length at one nanosecond, each after those that waited for it."""
     for (started, finished), simultaneous in groupby(ordered, key=times.__getitem__):
         group = list(simultaneous)
@@ -283,17 +337,17 @@ def _causes_last(
             yield from group
             continue
         waiting = dict.fromkeys(group, 0)
-        for step_id in group:
-            for dependency in waited_for[step_id]:
-                if dependency in waiting:
-                    waiting[dependency] += 1
-        ready = [step_id for step_id in group if not waiting[step_id]]
-        for step_id in ready:
-            for dependency in waited_for[step_id]:
-                if dependency in waiting:
-                    waiting[dependency] -= 1
-                    if not waiting[dependency]:
-                        ready.append(dependency)
+        for i in group:
+            for other in run.waited_for(i, ends):
+                if other in waiting:
+                    waiting[other] += 1
+        ready = [i for i in group if not waiting[i]]
+        for i in ready:
+            for other in run.waited_for(i, ends):
+                if other in waiting:
+                    waiting[other] -= 1
+                    if not waiting[other]:
+                        ready.append(other)
         # Steps on a cycle come in any order.
         yield from ready
         yield from waiting.keys() - set(ready)

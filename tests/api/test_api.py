@@ -19,6 +19,7 @@ from tests.conftest import Api, serve
 import tachograph
 from tachograph.metrics.exposition import render_gzip
 from tachograph.workflow import HandlerRegistry
+from tachograph_exporter.api import executions as executions_module
 from tachograph_exporter.api import scrape as scrape_module
 from tachograph_exporter.api.all_routes import ROUTES
 from tachograph_exporter.config import Config, ConfigError, parse_listen
@@ -61,6 +62,7 @@ async def test_workflows_are_registered_listed_read_changed_and_deleted(api: Api
     detail = await api.get(f"/api/workflows/{identifier}/")
     assert [step["name"] for step in detail["steps"]] == ["flaky", "skipped", "last", "bad"]
     assert all(step["id"] for step in detail["steps"])
+    assert page["items"][0].items() <= detail.items()
     assert detail == await api.get("/api/workflows/retry")
     status, changed = await api.call("PATCH", f"/api/workflows/{identifier}", {"version": "2", "description": "new"})
     assert (status, changed["version"], changed["description"]) == (200, "2", "new")
@@ -134,6 +136,7 @@ async def test_a_running_execution_has_a_timeline_with_open_steps_and_can_be_can
     assert [part["step_name"] for part in timeline["critical_path"]] == ["first", "long"]
     state = await api.get(f"/api/workflows/executions/{execution}/status")
     assert set(state["running_steps"]) == {"long", "flaky"}
+    assert await state_without_steps(api, execution) == known_of(state)
     status, busy = await api.call("DELETE", f"/api/workflows/{identifier}")
     assert (status, busy["code"]) == (409, "workflow_busy")
     status, body = await api.call("POST", f"/api/workflows/executions/{execution}/cancel")
@@ -141,6 +144,25 @@ async def test_a_running_execution_has_a_timeline_with_open_steps_and_can_be_can
     assert (await api.finished(execution))["status"] == "cancelled"
     status, body = await api.call("POST", f"/api/workflows/executions/{execution}/cancel")
     assert (status, body["code"]) == (409, "not_cancellable")
+
+
+async def state_without_steps(api: Api, execution: str) -> dict[str, Any]:
+    """The state of a run whose steps are too many to be read for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(executions_module, "MAX_RESULT_STEPS", 1)
+        return known_of(await api.get(f"/api/workflows/executions/{execution}/status"))
+
+
+def known_of(state: dict[str, Any]) -> dict[str, Any]:
+    """What does not change from one moment to the next, and is told of runs of any size."""
+    return {**state, "elapsed_seconds": None, "results": None, "expected_end_at": None}
+
+
+async def test_the_state_of_a_run_of_very_many_steps_is_told_without_reading_them(api: Api) -> None:
+    execution = await api.run(await register(api, RETRY))
+    state = await api.get(f"/api/workflows/executions/{execution}/status")
+    assert (state["step_count"], state["running_steps"], len(state["results"]["step_statuses"])) == (4, [], 4)
+    assert await state_without_steps(api, execution) == known_of(state)
 
 
 async def test_a_timeline_has_every_field(api: Api) -> None:

@@ -155,16 +155,17 @@ def test_a_queue_with_a_real_worker(
 
 HOOKED: Final = ("chain_with_retry", "chain_failed", "chord_bare", "hard_time_limit", "revoked", "process_killed")
 HOOKED_TOO: Final = (
-    "retries_exhausted", "group_bare", "countdown", "nested", "terminated", "redelivered", "worker_killed",
+    "retries_exhausted", "group_bare", "countdown", "later_in_block", "nested", "terminated", "redelivered",
+    "worker_killed",
 )  # fmt: skip
 
 
 RQ: Final = ("pipeline", "group", "killed")
 RQ_TOO: Final = (
-    "retry_later", "later", "failed", "timed_out", "nested", "stopped", "requeued", "worker_killed",
+    "retry_later", "later", "later_in_block", "failed", "timed_out", "nested", "stopped", "requeued", "worker_killed",
 )  # fmt: skip
 DRAMATIQ: Final = ("pipeline", "callback", "pipeline_failed")
-DRAMATIQ_TOO: Final = ("group", "delayed", "failed", "nested", "timed_out", "worker_killed")
+DRAMATIQ_TOO: Final = ("group", "delayed", "later_in_block", "failed", "nested", "timed_out", "worker_killed")
 
 
 @pytest.mark.timeout(400)

@@ -195,7 +195,11 @@ def play(name: str, *, record: bool, scenes: list[str], seconds: float) -> list[
             if record and not scene.goes_on:
                 requests = recorder.take()
                 save(version, engine, entry, scene, requests, mask)
-            differences = viewer.problems(scene, seconds=seconds, tolerance_seconds=entry.get("tolerance_seconds", 1.0))
+            differences = viewer.problems(
+                scene,
+                seconds=max(seconds, entry.get("shown_seconds", 0.0)),
+                tolerance_seconds=entry.get("tolerance_seconds", 1.0),
+            )
             print(f"{'WRONG' if differences else 'right'}  {scene.name}")
             for difference in differences:
                 print(f"       {difference}")

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 import pytest
@@ -21,10 +21,12 @@ from tests.conftest import Api
 
 import tachograph
 from tachograph import meter
-from tachograph.events import Event, StepFinished, StepRetrying
+from tachograph.clock import NS
+from tachograph.events import Event, StepFinished, StepReady, StepRetrying
 from tachograph.integrations import celery as integration
 from tachograph.integrations import places
 from tachograph.integrations.celery_schedules import schedule_text
+from tachograph.report.safely import moment_ns
 
 # Made without the library that computes it.
 SUNSET = solar.__new__(solar)
@@ -122,6 +124,27 @@ def test_an_integration_that_is_broken_does_not_break_celery(
             if getattr(receiver, "__module__", "") == integration.__name__:
                 receiver(sender=None, anything=object())
     assert any("broken on purpose" in str(record.exc_info) for record in caplog.records)
+
+
+def test_a_countdown_is_scheduled_until_the_eta(app: Celery) -> None:
+    etas: list[str] = []
+    recorded: list[Event] = []
+    recorder = tachograph.get_recorder()
+    recorder.add("noted", recorded.append)
+
+    def look(headers: Any = None, **_: Any) -> None:
+        etas.append(headers["eta"])
+
+    signals.after_task_publish.connect(look)
+    app.tasks["shop.fetch"].apply_async((1,), countdown=300)
+    signals.after_task_publish.disconnect(look)
+    assert recorder.flush(60)
+    recorder.remove("noted")
+    (ready,) = [event for event in recorded if isinstance(event, StepReady)]
+    due_ns = moment_ns(datetime.fromisoformat(etas[0]), 0)
+    assert ready.asked_ns is not None
+    assert abs(ready.time_ns - due_ns) <= 1_000  # Seconds in a header are a float.
+    assert ready.asked_ns <= due_ns - 299 * NS
 
 
 def test_uninstrumented_nothing_is_left(app: Celery) -> None:

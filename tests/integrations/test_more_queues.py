@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,7 @@ async def test_tasks_of_huey(
     huey_integration.instrument(huey)
     huey_integration.instrument(huey)
     tries: list[int] = []
+    dues: list[float] = []
 
     def extract(*_: Any) -> int:
         return 3
@@ -128,12 +131,27 @@ async def test_tasks_of_huey(
         revoked = first()
         revoked.revoke()
         drain()
+        with huey_integration.together("later"):
+            later = mapped.schedule((8,), delay=1)
+            mapped(9)
+        drain()
+        dues.append(later.task.eta.replace(tzinfo=UTC).timestamp())
+        while later.get(preserve=True) is None:
+            for sent in huey.read_schedule():
+                huey.enqueue(sent)
+            drain()
+            time.sleep(0.02)
 
     await asyncio.to_thread(play)
     timelines = await shown(api)
     assert "hunter2" not in str(timelines)
+    begun = datetime.fromisoformat(timelines["later"]["started_at"]).timestamp()
+    waits = {step["input_summary"]["args"][0]: step["wait"] for step in timelines["later"]["step_timeline"]}
+    assert abs(waits[8]["scheduled"] - max(0.0, dues[0] - begun)) < 0.001
+    assert (waits[8]["unaccounted"], waits[9]["scheduled"]) == (0.0, 0.0)
     assert {name: timeline["status"] for name, timeline in timelines.items()} == {
-        "nightly": "failed", "shop.work": "failed", "shop.picky": "cancelled", "shop.extract": "cancelled",
+        "later": "completed", "nightly": "failed", "shop.work": "failed", "shop.picky": "cancelled",
+        "shop.extract": "cancelled",
     }  # fmt: skip
     assert steps_of(timelines["nightly"]) == {
         ("shop.extract", None, "completed", 1), ("shop.flaky", None, "completed", 2),

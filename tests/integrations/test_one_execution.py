@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import types
 from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,15 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
-from tests.conftest import Api
+from tests.conftest import ROOT, Api
 from tests.engines import processes
 
+from tachograph.identity import reported_execution_id
+from tachograph.integrations import airflow as airflow_integration
 from tachograph.integrations import dramatiq as dramatiq_integration
 from tachograph.integrations import rq as rq_integration
 from tachograph.integrations import taskiq as taskiq_integration
+from tachograph.report import runs
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -195,3 +201,38 @@ async def test_hooks_and_spans_of_one_run(
     assert counts == expected
     spans = sum(len(each["spans"]) for each in (await api.get("/jaeger/api/traces?service=shop"))["data"])
     assert spans > 0
+
+
+LINEAGE = [
+    json.loads(line) for line in (ROOT / "tests/ingest/recordings/openlineage_airflow3.jsonl").read_text().splitlines()
+]
+
+
+@pytest.mark.parametrize("order", ["hooks first", "lineage first"])
+async def test_hooks_and_lineage_of_one_run_of_airflow(api: Api, order: str) -> None:
+    """The plugin tells of a DAG run as `on_dag_run_running` and the others do, and so does OpenLineage."""
+    runs._runs.clear()
+    facets = [event["run"]["facets"].get("airflow", {}) for event in LINEAGE]
+    (run_id,) = {facet["dagRun"]["run_id"] for facet in facets if "dagRun" in facet}
+
+    async def tell_of_lineage() -> None:
+        status, answer = await api.call("POST", "/api/v1/lineage/batch", LINEAGE)
+        assert (status, answer["summary"]["failed"]) == (200, 0)
+
+    async def tell_of_hooks() -> None:
+        began = datetime.now(UTC)
+        dag_run = types.SimpleNamespace(dag_id="nightly_fail", run_id=run_id, start_date=began, end_date=began)
+        airflow_integration.dag_run_running(dag_run)
+        airflow_integration.dag_run_failed(dag_run)
+        await asyncio.to_thread(api.service.recorder.flush, 60)
+
+    both = [tell_of_hooks, tell_of_lineage]
+    for tell in both if order == "hooks first" else reversed(both):
+        await tell()
+    async with asyncio.timeout(60):
+        while True:
+            page = await api.get("/api/workflows/executions?limit=100")
+            ids = [item["execution_id"] for item in page["items"] if item["workflow_name"] == "nightly_fail"]
+            if ids == [reported_execution_id("default", "nightly_fail", run_id)]:
+                break
+            await asyncio.sleep(0.05)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ from dramatiq.rate_limits.backends import StubBackend
 from redis import Redis
 from rq import Queue, SimpleWorker
 from rq.job import Job, JobStatus, Retry
+from rq.registry import ScheduledJobRegistry
 from taskiq import InMemoryBroker, SimpleRetryMiddleware
 from tests.engines import processes
 
 import tachograph
+from tachograph.clock import NS
 from tachograph.events import Event, ExecutionQueued, StepFinished, StepReady, StepRetrying, StepSkipped, StepStarted
 from tachograph.integrations import dramatiq as dramatiq_integration
 from tachograph.integrations import places, sending
@@ -112,6 +116,19 @@ class TestRQ:
         worker.work(burst=True)
         assert job.return_value() == 7
         assert any("not reported" in record.message for record in caplog.records)
+
+    def test_a_job_for_a_later_time_is_due_when_rq_says(self, queue: Queue, events: list[Any]) -> None:
+        job = queue.enqueue_in(timedelta(minutes=5), "operator.add", 1, 2)
+        assert tachograph.get_recorder().flush(60)
+        (ready,) = [event for event in events if isinstance(event, StepReady)]
+        registry: Any = ScheduledJobRegistry
+        due = registry(queue=queue).get_scheduled_time(job)
+        assert ready.time_ns == moment_ns(due, 0)
+        assert ready.asked_ns is not None
+        assert 0 <= moment_ns(due, 0) + NS - (ready.asked_ns + 300 * NS) <= 60 * NS
+        place = place_of(job.meta[HEADER])
+        assert place is not None
+        assert place.waits == {"queued_at": place.asked, "due": due.timestamp()}
 
     def test_uninstrumented_nothing_is_left(self, queue: Queue, events: list[Any]) -> None:
         classes = [Queue, Job, *SimpleWorker.__mro__[:-1], rq_integration.Worker]
@@ -239,6 +256,30 @@ def test_places_of_what_is_sent(events: list[Any]) -> None:
     for text in (None, 1, "", "{}", json.dumps([1] * 10), json.dumps([*"wr", "", "k", "", "n", None, 0, "e", 0])):
         assert place_of(text) is None
     assert place_of(places.header_of(group[1])) == group[1]
+
+
+def test_what_is_asked_for_a_later_time_is_scheduled_until_then(events: list[Any]) -> None:
+    here, now = sending.Sending("test"), time.time()
+    with sending.together("nightly"):
+        soon, later = here.place("soon", "m1", due=now), here.place("later", "m2", due=now + 5)
+    there = place_of(places.header_of(later))
+    assert there == later
+    soon.step.started(attempt=1, at=now, **soon.waits)
+    there.step.started(attempt=1, at=now + 7, **there.waits)
+    told(events)
+    waits = {event.step.name: event for event in events if isinstance(event, StepStarted)}
+    asked_ns, due_ns = moment_ns(later.asked, 0), moment_ns(now + 5, 0)
+    assert (waits["later"].scheduled_ns, waits["soon"].scheduled_ns) == (due_ns - asked_ns, 0)
+    assert waits["later"].unaccounted_ns == asked_ns - moment_ns(now, 0)
+    assert waits["later"].queue_ns == moment_ns(now + 7, 0) - due_ns
+    ready = {event.step.name: (event.time_ns, event.asked_ns) for event in events if isinstance(event, StepReady)}
+    assert ready["later"] == (due_ns, asked_ns)
+    assert ready["soon"][1] is None
+    # Its next attempt, and messages of earlier versions.
+    assert there.again().waits == {"queued_at": None}
+    assert place_of(json.dumps([*later][:-1])) == later._replace(asked=0.0)
+    assert json.loads(places.header_of(soon)) == [*soon][:-1]
+    assert place_of(json.dumps([*later[:-1], "now"])) is None
 
 
 async def test_tasks_of_taskiq(

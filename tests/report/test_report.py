@@ -83,6 +83,18 @@ def history(process: Callable[[], Run]) -> Iterator[None]:
     yield
     process().step("load", depends_on=["merge"]).planned(at=at(0))
     yield
+    # Asked for later times: who runs them may or may not know that, and the third is taken back.
+    process().step("poll").queued(at=at(2), due=at(9))
+    yield
+    process().step("poll").started(attempt=1, at=at(9.5)).finished(at=at(10))
+    yield
+    send = process().step("send", depends_on=["extract"])
+    send.started(attempt=1, queued_at=at(3), due=at(12), at=at(12.5)).finished(at=at(13))
+    yield
+    process().step("remind").queued(at=at(4), due=at(18))
+    yield
+    process().step("remind").cancelled(at=at(6))
+    yield
     process().failed(RuntimeError("kaboom"), at=at(20))
     yield
 
@@ -146,20 +158,52 @@ def test_any_order_and_any_processes_make_one_run(told: Callable[[], list[Event]
         delete_all(writer.database)
     (execution,) = expected["workflow_executions"]
     values = dict(execution)
-    assert (values["status"], values["step_count"], values["completed_step_count"]) == ("failed", 6, 4)
+    assert (values["status"], values["step_count"], values["completed_step_count"]) == ("failed", 9, 6)
     assert (values["failed_step_count"], values["skipped_step_count"]) == (1, 1)
     steps = {(dict(s)["name"], dict(s)["map_index"]): dict(s) for s in expected["workflow_step_executions"]}
     extract = steps["extract", None]
-    waits = [extract[name] / 1e9 for name in ("dependency_ns", "unaccounted_ns", "queue_ns", "backoff_ns", "run_ns")]
-    assert waits == [0, 1, 2 + 1, 2, 2 + 2]
+    of_extract = [
+        extract[name] / 1e9 for name in ("dependency_ns", "unaccounted_ns", "queue_ns", "backoff_ns", "run_ns")
+    ]
+    assert of_extract == [0, 1, 2 + 1, 2, 2 + 2]
     work = steps["work", "2"]
     assert [work[n] / 1e9 for n in ("dependency_ns", "unaccounted_ns", "queue_ns", "run_ns")] == [10, 0.5, 2.5, 3]
     merge = steps["merge", None]
     assert [merge[n] / 1e9 for n in ("dependency_ns", "unaccounted_ns", "queue_ns", "run_ns")] == [16, 1, 0, 2]
+    waits = ("dependency_ns", "unaccounted_ns", "scheduled_ns", "queue_ns", "run_ns")
+    poll, send, remind = (steps[name, None] for name in ("poll", "send", "remind"))
+    assert [poll[n] / 1e9 for n in waits] == [0, 2, 7, 0.5, 0.5]
+    assert [send[n] / 1e9 for n in waits] == [10, 0, 2, 0.5, 0.5]
+    assert (remind["status"], [remind[n] / 1e9 for n in waits]) == ("cancelled", [0, 4, 2, 0, 0])
     # It names the mapped step; whoever reads it finds the instances.
     run = in_another_process()
     assert sorted(json.loads(merge["depends_on"])) == sorted([run.step_id("extract"), run.step_id("work")])
     assert (steps["load", None]["status"], steps["load", None]["skip_reason"]) == ("skipped", "upstream_failed")
+    writer.database.close()
+
+
+def test_whoever_tells_of_the_end_of_an_attempt_need_not_know_when_it_began(
+    told: Callable[[], list[Event]], database_url: str
+) -> None:
+    parts = []
+    for number, tell in enumerate(("started", "retrying", "started", "finished")):
+        step = in_another_process().step("export")
+        getattr(step, tell)(attempt=1 + number // 2, at=at(4 + number + number // 3))
+        parts += [told()]
+    in_another_process().begin(at=at(0)).finished(at=at(9))
+    end = told()
+    writer = StoreWriter(Database(database_url))
+    for order in itertools.permutations(parts):
+        for part in (*order, end):
+            writer.apply(part)
+        rows = {table: [dict(row) for row in told_rows] for table, told_rows in rows_of(writer.database).items()}
+        (export,) = rows["workflow_step_executions"]
+        waits = ("unaccounted_ns", "queue_ns", "backoff_ns", "run_ns")
+        assert [export[name] / NS for name in waits] == [4, 0, 1, 3]
+        moments = [(row["attempt"], row["started_ns"], row["finished_ns"]) for row in rows["workflow_step_attempts"]]
+        began = round(START.timestamp()) * NS
+        assert sorted((n, (a - began) / NS, (b - began) / NS) for n, a, b in moments) == [(1, 4, 5), (2, 6, 8)]
+        delete_all(writer.database)
     writer.database.close()
 
 
@@ -178,7 +222,9 @@ def test_a_process_that_reports_all_of_it_says_what_the_store_says(
     for row in map(dict, rows["workflow_step_executions"]):
         event = finished.get(row["step_id"])
         if event is not None:
-            for name in ("dependency_ns", "unaccounted_ns", "queue_ns", "backoff_ns", "run_ns", "time_ns"):
+            for name in (
+                "dependency_ns", "unaccounted_ns", "scheduled_ns", "queue_ns", "backoff_ns", "run_ns", "time_ns",
+            ):  # fmt: skip
                 assert row.get(name, row["finished_ns"]) == getattr(event, name), (row["name"], name)
     assert dict(rows["workflow_executions"][0])["work_ns"] == end.work_ns
     assert [part.step for part in end.critical_path] == ["extract", "work", "merge"]

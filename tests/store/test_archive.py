@@ -233,7 +233,13 @@ async def test_files_of_versions_that_knew_less_are_read(
                 for name in ("parent_execution_id", "parent_step_id"):
                     del record[name]
                 for step in record["steps"]:
-                    for name in ("child_execution_id", "dependency_count", "unaccounted_ns", "scheduled_ns"):
+                    for name in (
+                        "child_execution_id",
+                        "dependency_count",
+                        "unaccounted_ns",
+                        "scheduled_ns",
+                        "asked_ns",
+                    ):
                         del step[name]
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), file)
         then = await api.get(path)

@@ -10,7 +10,8 @@ from functools import partial
 
 import msgspec
 import pytest
-from tests.store.test_rollups import a_run, differing, plain
+from tests.conftest import make_execution, make_step
+from tests.store.test_rollups import KEY, a_run, differing, plain
 
 from tachograph.events import (
     Event,
@@ -21,11 +22,15 @@ from tachograph.events import (
     Resources,
     StepEvent,
     StepFinished,
+    StepStatus,
 )
+from tachograph.identity import step_id
 from tachograph_exporter.store.database import Database
-from tachograph_exporter.store.rollups import fresh, grouping
+from tachograph_exporter.store.rollups import counting, fresh, grouping, read
 from tachograph_exporter.store.rollups.rebuild import workflows_with_executions
+from tachograph_exporter.store.series.counting import Counted
 from tachograph_exporter.store.series.recount import recount_one
+from tachograph_exporter.store.totals import PackedTotals
 from tachograph_exporter.store.writer import StoreWriter
 
 
@@ -128,3 +133,43 @@ def test_what_is_in_a_batch_alone_is_counted_as_if_it_were_read(
     writer.apply(changed)
     writer.apply([msgspec.structs.replace(changed[-1], time_ns=changed[-1].time_ns + 5_000_000_000)])
     check(database)
+
+
+def test_a_run_of_very_many_steps_is_counted_part_by_part(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    # So that a few hundred steps are as many as tens of thousands, read and packed in several parts.
+    monkeypatch.setattr(counting, "MAX_STEPS", 70)
+    monkeypatch.setattr(PackedTotals, "MAX_UNPACKED", 50)
+    monkeypatch.setattr(Counted, "MAX_UNPACKED", 50)
+    rng = random.Random(5)
+    writer = StoreWriter(database)
+    # Several executions of one name each, and names that come again in a later part and in a later run.
+    for names in (300, 90, 3):
+        run = a_wide_run(rng, 300, names)
+        writer.apply(run[:100])
+        writer.apply(run[100:])
+    check(database)
+    stored = database.look(lambda c: read.read(c, KEY))
+    assert len(stored.steps) == 300
+    assert sum(totals.count for step in stored.steps.values() for totals in step.by_status.values()) == 900
+
+
+def a_wide_run(rng: random.Random, steps: int, names: int) -> list[Event]:
+    """A run of steps beside each other that used something of the machine, some of them of one name."""
+    run = make_execution("etl")
+    start = time.time_ns()
+    events: list[Event] = [ExecutionStarted(execution=run, time_ns=start, step_count=steps)]
+    for number in range(steps):
+        name = f"part {number % names}"
+        step = msgspec.structs.replace(make_step(run, name), step_id=step_id(run.workflow_id, name, number))
+        end = start + rng.randrange(1, 10**10)
+        failed = rng.random() < 0.1
+        events.append(
+            StepFinished(step=step, time_ns=end, status=StepStatus.FAILED if failed else StepStatus.COMPLETED,
+                         attempt=rng.choice([1, 1, 1, 2]), started_ns=start, attempt_started_ns=start,
+                         run_ns=end - start, resources=Resources(cpu_seconds=rng.random()))
+        )  # fmt: skip
+    return [
+        *events,
+        ExecutionFinished(execution=run, time_ns=start + 10**10, status=ExecutionStatus.COMPLETED, started_ns=start,
+                          step_count=steps, completed_step_count=steps),
+    ]  # fmt: skip

@@ -252,7 +252,7 @@ def test_migrations_lead_to_the_schema_in_the_code_and_back_with_data_in_place(a
     before, counted = rows(database), database.look(stored_rollups)
     assert counted
     database.run(lambda c: downgrade(c, "0001"))
-    assert database.look(steps_as_text) == [repr(row[:-8]) for row in before["workflow_step_executions"]]
+    assert database.look(steps_as_text) == [repr(row[:-9]) for row in before["workflow_step_executions"]]
     assert not database.look(lambda c: inspect(c).has_table("workflow_rollups"))
     database.run(prepare)
     after = rows(database)
@@ -268,6 +268,7 @@ def test_migrations_lead_to_the_schema_in_the_code_and_back_with_data_in_place(a
             "map_index",
             "resources",
             "scheduled_ns",
+            "asked_ns",
         ),
         "workflow_step_attempts": ("error_stack", "resources"),
     }  # fmt: skip

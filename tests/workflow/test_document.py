@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tachograph.workflow import HandlerRegistry, InvalidWorkflow, WorkflowBuilder, parse, to_document, validate_document
-from tachograph.workflow.document import read_expectation
+from tachograph.workflow.document import read_expectation, to_json
 from tachograph_exporter import bundled_workflows
 
 
@@ -237,3 +238,23 @@ def test_an_expectation_is_read_with_every_fault_of_it() -> None:
     document = {"name": "etl", "expectation": {"deadline": "1h"}, "steps": [{"name": "a"}]}
     workflow = parse(document)
     assert parse(to_document(workflow)) == workflow
+
+
+def test_a_definition_as_json_is_its_document(tmp_path: Path) -> None:
+    documents = [json.loads(path.read_text()) for path in bundled_workflows.workflow_files()]
+    documents.append({"name": "w", "expectation": {"deadline": "1h"}, "steps": [step("a")]})
+    for document in documents:
+        workflow = parse(document)
+        assert to_json(workflow) == msgspec.json.encode(to_document(workflow))
+        assert parse(to_json(workflow)) == workflow
+
+
+def test_a_step_that_is_no_json_is_named_with_its_place_in_the_document() -> None:
+    good = '{"name": "w", "steps": [{"name": "a"}, {"name": "b"'
+    text = (good + ', "config": {"x": "\\q"}}]}').encode()
+    messages = faults(text)
+    with pytest.raises(msgspec.DecodeError) as error:
+        msgspec.json.decode(text)
+    assert messages == {("invalid_json", ""): f"the document is not JSON: {error.value}"}
+    deep = faults((good + ', "config": {"x": ' + "[" * 5_000 + "]" * 5_000 + "}}]}").encode())
+    assert deep.keys() == {("invalid_json", "")}

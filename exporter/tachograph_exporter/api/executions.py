@@ -35,15 +35,24 @@ from tachograph_exporter.store.executions import StoredRun
 from tachograph_exporter.store.overview import open_step_counts
 from tachograph_exporter.store.rollups import read as read_rollups
 from tachograph_exporter.store.runs import find_run
+from tachograph_exporter.store.steps import progress_of
 from tachograph_exporter.store.tokens import WRITE
 from tachograph_exporter.views.executions import (
+    MAX_RESULT_STEPS,
     execution_detail,
     execution_state,
     execution_stats,
     execution_summary,
+    large_execution_state,
     page_of_executions,
 )
-from tachograph_exporter.views.expected_end import UNKNOWN, ExpectedEnd, read_expected_end, read_expected_ends
+from tachograph_exporter.views.expected_end import (
+    UNKNOWN,
+    ExpectedEnd,
+    read_expected_end,
+    read_expected_ends,
+    read_large_expected_end,
+)
 from tachograph_exporter.views.schemas.executions import (
     Cancelling,
     ExecutionPage,
@@ -187,12 +196,24 @@ async def _stream(
     return response
 
 
-async def _response(request: web.Request, view: Callable[[StoredRun, int, ExpectedEnd], Any]) -> web.Response:
-    """A view of the execution in the path, at this time. Raises `ExecutionNotFound`, `ArchiveError`."""
+async def _response(
+    request: web.Request,
+    view: Callable[[StoredRun, int, ExpectedEnd], Any],
+    view_of_row: Callable[[Connection, Row[Any], int], Any | None] | None = None,
+) -> web.Response:
+    """A view of the execution in the path, at this time; of its row alone, where that has one.
+
+    Raises `ExecutionNotFound`, `ArchiveError`.
+    """
     workspace, execution_id = await workspace_of(request), request.match_info["execution_id"]
 
     def read(connection: Connection) -> bytes:
         # Built and encoded off the event loop too: ten thousand steps take a while.
+        if view_of_row is not None:
+            row = execution_rows.execution(connection, workspace.id, execution_id)
+            viewed = view_of_row(connection, row, time.time_ns()) if row is not None else None
+            if viewed is not None:
+                return msgspec.json.encode(viewed)
         run, now_ns = find_run(connection, workspace.id, execution_id), time.time_ns()
         return msgspec.json.encode(view(run, now_ns, read_expected_end(connection, run.execution, run.steps, now_ns)))
 
@@ -208,7 +229,17 @@ async def detail(request: web.Request) -> web.Response:
 async def status(request: web.Request) -> web.Response:
     """``GET /api/workflows/executions/{execution_id}/status``: status, progress and running steps."""
     Query(request).done()
-    return await _response(request, execution_state)
+    return await _response(request, execution_state, _large_state)
+
+
+def _large_state(connection: Connection, row: Row[Any], now_ns: int) -> ExecutionState | None:
+    """The state of an execution of very many steps, without reading these: whoever waits for its end asks often."""
+    if row.step_count <= MAX_RESULT_STEPS:
+        return None
+    progress = progress_of(connection, row.execution_id)
+    if progress.counts.total() <= MAX_RESULT_STEPS:
+        return None
+    return large_execution_state(row, progress, now_ns, read_large_expected_end(connection, row, now_ns))
 
 
 async def cancel(request: web.Request) -> web.Response:

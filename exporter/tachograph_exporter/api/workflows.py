@@ -61,7 +61,13 @@ from tachograph_exporter.views.schemas.workflows import (
     WorkflowDetail,
     WorkflowSummary,
 )
-from tachograph_exporter.views.workflows import template, validation_result, workflow_detail, workflow_list
+from tachograph_exporter.views.workflows import (
+    encodable_detail,
+    template,
+    validation_result,
+    workflow_detail,
+    workflow_list,
+)
 
 quiet = QuietLog(logging.getLogger(__name__))
 
@@ -103,15 +109,17 @@ async def create(request: web.Request) -> web.Response:
     workflow, report = await _validated(request, document)
     if workflow is None:
         raise problems.invalid_workflow(report.errors)
-    now = time.time_ns()
+    now, is_active = time.time_ns(), active_flag(document)
+    # Of many steps it takes a lot of memory, and so does what comes.
+    del document
 
     def save(connection: Connection) -> Answer:
         row = definition_rows.register(
-            connection, workspace.id, project or "default", workflow, now, is_active=active_flag(document)
+            connection, workspace.id, project or "default", workflow, now, is_active=is_active
         )
         if row is None:
             raise problems.workflow_exists(workflow.name)
-        return answer(workflow_detail(row, report.warnings), 201, f"/api/workflows/{row.id}", version_tag(row))
+        return answer(encodable_detail(row, report.warnings), 201, f"/api/workflows/{row.id}", version_tag(row))
 
     try:
         return await once(request, keyed_request(request, body, workspace.id), save)
@@ -128,7 +136,8 @@ async def read(request: web.Request) -> web.Response:
     with_steps = query.boolean("include_steps") is not False
     query.done()
     row = await workflow_of(request, await workspace_of(request))
-    return json_response(workflow_detail(row, with_steps=with_steps), headers={"ETag": version_tag(row)})
+    detail = encodable_detail(row) if with_steps else workflow_detail(row, with_steps=False)
+    return json_response(detail, headers={"ETag": version_tag(row)})
 
 
 def version_tag(row: Row[Any]) -> str:
@@ -165,7 +174,7 @@ async def change(request: web.Request) -> web.Response:
         # If somebody else changed it meanwhile, these fields are replaced in what it is then.
         saved = await request.app[DATABASE].write(partial(_replace, workspace.id, row, workflow, is_active, now))
         if saved is not None:
-            return json_response(workflow_detail(saved, report.warnings), headers={"ETag": version_tag(saved)})
+            return json_response(encodable_detail(saved, report.warnings), headers={"ETag": version_tag(saved)})
 
 
 def _replace(

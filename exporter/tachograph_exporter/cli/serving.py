@@ -35,6 +35,7 @@ from tachograph_exporter.config import (
 )
 from tachograph_exporter.defaults import DEFAULT_LISTEN, LISTEN_VARIABLE, TOKEN_VARIABLE
 from tachograph_exporter.expectations.routing import NOTIFY_VARIABLE, SECRET_VARIABLE
+from tachograph_exporter.freed_memory import give_back
 from tachograph_exporter.garbage import collected_rarely
 from tachograph_exporter.queues.broker import QUEUES_VARIABLE
 from tachograph_exporter.service import CannotListen, Service
@@ -209,6 +210,7 @@ def run_service(service: Service, on_ready: Callable[[str], None]) -> None:
     # A thread that computes keeps the interpreter that long from the event loop, and from a scrape after each of its
     # statements. The default of 5 ms makes a scrape of a hundred statements half a second slower.
     sys.setswitchinterval(SWITCH_SECONDS)
+    give_back()
     try:
         with collected_rarely():
             asyncio.run(serve_until_stopped(service, on_ready))

@@ -98,6 +98,8 @@ class Batch:
         self.reported: set[str] = set()
         """Ids of executions that engines report, maybe from several processes that each know a part."""
         self.ended: set[str] = set()
+        self.resumed: list[ExecutionStarted] = []
+        """That executions go on which had ended, as far as could be known."""
         self.months: set[partitions.Month] = set()
         self.expects: dict[tuple[str, str, str], Expectation | None] = {}
         """What code and engines say is expected, by workspace (a slug), workflow (a name) and source."""
@@ -237,7 +239,15 @@ class Batch:
         _put(self.steps, STEP_ROWS, (row[0], row[1]), row)
 
     def step_ready(self, event: StepReady) -> None:
-        self._step(_step_row(event.step, StepStatus.PENDING, 0, ready=None if event.is_planned else event.time_ns))
+        self._step(
+            _step_row(
+                event.step,
+                StepStatus.PENDING,
+                0,
+                ready=None if event.is_planned else event.time_ns,
+                asked=event.asked_ns,
+            )
+        )
 
     def step_started(self, event: StepStarted) -> None:
         first = event.attempt == 1
@@ -245,6 +255,7 @@ class Batch:
             _step_row(
                 event.step, StepStatus.RUNNING, event.attempt,
                 ready=event.time_ns - event.queue_ns if first else None,
+                asked=event.time_ns - event.queue_ns - event.scheduled_ns if first and event.scheduled_ns else None,
                 started=event.time_ns if first else None, attempt_started=event.time_ns,
                 waits=(event.dependency_ns if first else None, event.queue_ns, event.backoff_ns),
                 unaccounted=event.unaccounted_ns if first else None,
@@ -294,6 +305,7 @@ class Batch:
             None, event.inputs, event.output, step.child_execution_id, step.dependency_count, event.unaccounted_ns,
             None, None, step.map_index, None if event.resources is None else _resources(event.resources),
             event.scheduled_ns,
+            event.started_ns - event.queue_ns - event.scheduled_ns if event.scheduled_ns and attempt == 1 else None,
         )  # fmt: skip
         key = (execution_id, step_id)
         old = self.steps.get(key)
@@ -331,7 +343,7 @@ class Batch:
             folded.dependency_ns, sum(r.queue_ns for r in runs), sum(r.backoff_ns for r in runs), folded.run_ns,
             *(_NO_ERROR if failure is None else (failure.type[:300], failure.message, failure.stack)),
             None, None, None, None, step.dependency_count, folded.unaccounted_ns,
-            _encode(folded).decode(), folded.count, step.map_index, None, folded.scheduled_ns,
+            _encode(folded).decode(), folded.count, step.map_index, None, folded.scheduled_ns, None,
         )  # fmt: skip
         self._step(row)
 
@@ -448,6 +460,7 @@ def _step_row(
     waits: tuple[int | None, int | None, int | None] = (None, None, None),
     unaccounted: int | None = None,
     scheduled: int | None = None,
+    asked: int | None = None,
     failure: Failure | None = None,
     skip_reason: str | None = None,
     inputs: str | None = None,
@@ -462,5 +475,5 @@ def _step_row(
         step.parent_step_id, step.span_id, step.parent_span_id, depends_on, step_rank(status, attempt),
         status._value_, attempt, ready, started, attempt_started, finished, *waits, None, *error,
         skip_reason, inputs, None, step.child_execution_id, step.dependency_count, unaccounted, None, None,
-        step.map_index, None, scheduled,
+        step.map_index, None, scheduled, asked,
     )  # fmt: skip

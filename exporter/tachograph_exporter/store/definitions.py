@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
-import msgspec
 from sqlalchemy import (
     Connection,
     Row,
@@ -20,7 +19,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from tachograph.identity import ExecutionRef, new_id, workspace_id
 from tachograph.workflow.definition import Workflow
-from tachograph.workflow.document import read, to_document
+from tachograph.workflow.document import read, to_json
 from tachograph_exporter.store import expectations, locking
 from tachograph_exporter.store.executions import IS_OPEN
 from tachograph_exporter.store.schema import (
@@ -131,7 +130,7 @@ def definition_values(workflow: Workflow, now_ns: int) -> dict[str, Any]:
         "name": workflow.name,
         "description": workflow.description,
         "version": workflow.version,
-        "document": msgspec.json.encode(to_document(workflow)).decode(),
+        "document": to_json(workflow).decode(),
         "updated_ns": now_ns,
     }
 
@@ -156,10 +155,10 @@ def register(
     values["is_active"] = is_active is not False
     row = definition(connection, workspace_id, name=workflow.name)
     if row is None:
-        statement = insert(workflow_definitions).values(id=new_id(now_ns), created_ns=now_ns, **values)
-        connection.execute(statement)
+        # As parameters: a statement is kept with the values that are in it.
+        connection.execute(insert(workflow_definitions), {"id": new_id(now_ns), "created_ns": now_ns, **values})
     elif row.document is None:
-        connection.execute(update(workflow_definitions).where(_definitions.id == row.id).values(values))
+        connection.execute(update(workflow_definitions).where(_definitions.id == row.id), values)
     else:
         return None
     row = definition(connection, workspace_id, name=workflow.name)
@@ -188,7 +187,7 @@ def change(
     before = connection.execute(select(workflow_definitions).where(_definitions.id == definition_id)).first()
     if before is not None and before.name != workflow.name:
         expectations.forget(connection, before.workspace_id, before.name, (DEFINITION,))
-    connection.execute(update(workflow_definitions).where(_definitions.id == definition_id).values(values))
+    connection.execute(update(workflow_definitions).where(_definitions.id == definition_id), values)
     row = connection.execute(select(workflow_definitions).where(_definitions.id == definition_id)).first()
     if row is not None:
         _announce(connection, row, workflow, now_ns)

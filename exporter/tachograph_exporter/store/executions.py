@@ -36,6 +36,9 @@ EXECUTION_COLUMNS: Final = [
 _EXECUTION_BY_ID: Final = select(*EXECUTION_COLUMNS).where(
     _executions.execution_id == bindparam("id"), _executions.workspace_id == bindparam("workspace")
 )
+_TRACES: Final = select(_executions.trace_id).where(
+    _executions.execution_id.in_(bindparam("ids", expanding=True)), _executions.workspace_id == bindparam("workspace")
+)
 _ATTEMPTS: Final = (
     select(*[column for column in workflow_step_attempts.columns if column.name != "execution_id"])
     .where(workflow_step_attempts.c.execution_id == bindparam("id"))
@@ -165,6 +168,12 @@ def runs(connection: Connection, workspace: str, ids: Sequence[str]) -> list[Sto
         )
         for row in rows
     ]
+
+
+def trace_of_any(connection: Connection, workspace: str, ids: Sequence[str]) -> str | None:
+    """The trace of the first that is found of these executions of a workspace."""
+    found: str | None = connection.execute(_TRACES, {"ids": ids, "workspace": workspace}).scalars().first()
+    return found
 
 
 def attempts(connection: Connection, execution_id: str) -> Sequence[Row[Any]]:

@@ -28,6 +28,8 @@ class Merge(Enum):
     """The first process that is not null; one that recorded the execution rather than one that received its spans."""
     NEWEST = auto()
     """The value of the version with the higher rank (see `execution_rank` and `step_rank`)."""
+    OF_ATTEMPT = auto()
+    """As `NEWEST`; of two versions of one attempt, the lowest value that is not null: one tells of its start alone."""
     LOWEST = auto()
     """The lowest value that is not null."""
     HIGHEST = auto()
@@ -99,13 +101,22 @@ class Rows:
         self._newest = [i for i, rule in enumerate(self._rules) if rule is Merge.NEWEST]
         self._first = [i for i, rule in enumerate(self._rules) if rule is Merge.FIRST]
         self._others = [
-            (i, rule) for i, rule in enumerate(self._rules) if rule not in (Merge.KEEP, Merge.NEWEST, Merge.FIRST)
+            (i, rule)
+            for i, rule in enumerate(self._rules)
+            if rule not in (Merge.KEEP, Merge.NEWEST, Merge.FIRST, Merge.OF_ATTEMPT)
         ]
+        self._of_attempt = [i for i, rule in enumerate(self._rules) if rule is Merge.OF_ATTEMPT]
+        self._attempt = self.columns.index("attempt") if "attempt" in self.columns else 0
         self._upserts: dict[str, str] = {}
 
     def merge(self, old: Sequence[Any], new: Sequence[Any]) -> tuple[Any, ...]:
         """The row that `upsert` leaves when ``new`` meets ``old``."""
         merged = list(old)
+        for i in self._of_attempt:
+            if old[self._attempt] == new[self._attempt]:
+                merged[i] = _merge(Merge.LOWEST, old[i], new[i])
+            elif self._rank is not None and new[self._rank] > old[self._rank]:
+                merged[i] = new[i]
         if self._rank is not None and new[self._rank] > old[self._rank]:
             for i in self._newest:
                 merged[i] = new[i]
@@ -135,6 +146,13 @@ class Rows:
                 sets[name] = case((is_ours, func.coalesce(new[name], old[name])), else_=old[name])
             elif rule is Merge.NEWEST:
                 sets[name] = case((new.rank > old.rank, new[name]), else_=old[name])
+            elif rule is Merge.OF_ATTEMPT:
+                is_lower = old[name].is_(None) | (new[name] < old[name])
+                is_same = new.attempt == old.attempt
+                sets[name] = case(
+                    (is_same & is_lower, new[name]), (is_same, old[name]), (new.rank > old.rank, new[name]),
+                    else_=old[name],
+                )  # fmt: skip
             elif rule is Merge.LOWEST:
                 sets[name] = case((old[name].is_(None) | (new[name] < old[name]), new[name]), else_=old[name])
             elif rule is Merge.HIGHEST:

@@ -33,7 +33,7 @@ from sqlalchemy import (
 
 from tachograph_exporter.store.merging import Merge, Rows
 
-HEAD: Final = "0034"
+HEAD: Final = "0035"
 """The revision of this schema: the newest migration."""
 
 metadata: Final = MetaData()
@@ -177,7 +177,7 @@ workflow_step_executions: Final = Table(
     _column("attempt", Integer, Merge.NEWEST, nullable=False),
     _column("ready_ns", BigInteger, Merge.LOWEST),
     _column("started_ns", BigInteger, Merge.LOWEST),
-    _column("attempt_started_ns", BigInteger, Merge.NEWEST),
+    _column("attempt_started_ns", BigInteger, Merge.OF_ATTEMPT),
     _column("finished_ns", BigInteger, Merge.NEWEST),
     _column("dependency_ns", BigInteger, Merge.FIRST),
     # Totals over all attempts once the step has ended; until then, of the running attempt.
@@ -205,6 +205,8 @@ workflow_step_executions: Final = Table(
     _column("resources", Text, Merge.NEWEST),
     # Before the first attempt, when it was asked for and not due yet.
     _column("scheduled_ns", BigInteger, Merge.FIRST),
+    # When it was asked for, if it was asked for a later time, which is ``ready_ns``.
+    _column("asked_ns", BigInteger, Merge.LOWEST),
     Index("ix_steps_failed", "execution_id", sqlite_where=text(HAS_FAILED), postgresql_where=text(HAS_FAILED)),
     sqlite_with_rowid=False,
 )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
-from sqlalchemy import Connection, Row, bindparam, select
+from sqlalchemy import Connection, Row, bindparam, func, select
 
 from tachograph.events import Folded
 from tachograph.identity import instance_id
@@ -53,6 +53,7 @@ class StoredStep(msgspec.Struct, gc=False):
     map_index: str | None = None
     resources: str | None = None
     scheduled_ns: int | None = None
+    asked_ns: int | None = None
 
 
 STEP_COLUMNS: Final = [workflow_step_executions.c[name] for name in StoredStep.__struct_fields__]
@@ -133,13 +134,44 @@ def position(step: StoredStep) -> tuple[int, int, str]:
 
 def status_counts(steps: Iterable[StoredStep]) -> Counter[str]:
     """How many steps have which status; every repetition counts."""
-    counts: Counter[str] = Counter()
+    steps = list(steps)
+    counts = Counter([step.status for step in steps if step.folded is None])
     for step in steps:
-        if step.folded is None:
-            counts[step.status] += 1
-        else:
+        if step.folded is not None:
             counts += folded_counts(step.folded)
     return counts
+
+
+class Progress(NamedTuple):
+    """How far an execution is. ``counts``: as `status_counts` says; ``running``: names of steps, in timeline order."""
+
+    counts: Counter[str]
+    running: list[str]
+
+
+_steps: Final = workflow_step_executions.c
+_BY_STATUS: Final = (
+    select(_steps.status, func.count())
+    .where(_steps.execution_id == bindparam("id"), _steps.folded.is_(None))
+    .group_by(_steps.status)
+)
+_FOLDED: Final = select(_steps.folded).where(_steps.execution_id == bindparam("id"), _steps.folded.is_not(None))
+_RUNNING: Final = select(
+    _steps.name,
+    _steps.step_order,
+    func.coalesce(_steps.started_ns, _steps.ready_ns, _steps.finished_ns, 0),
+    _steps.step_id,
+).where(_steps.execution_id == bindparam("id"), _steps.status.in_(("running", "retrying")))
+
+
+def progress_of(connection: Connection, execution_id: str) -> Progress:
+    """How far an execution is, without reading its steps: for one of very many."""
+    parameters = {"id": execution_id}
+    counts = Counter({row[0]: row[1] for row in connection.execute(_BY_STATUS, parameters)})
+    for folded in connection.execute(_FOLDED, parameters).scalars():
+        counts += folded_counts(decode_folded(folded))
+    running = sorted((tuple(row[1:]), row[0]) for row in connection.execute(_RUNNING, parameters))
+    return Progress(counts, [name for _, name in running])
 
 
 def folded_counts(folded: Folded) -> Counter[str]:

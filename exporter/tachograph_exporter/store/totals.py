@@ -10,7 +10,7 @@ and what its steps measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -300,6 +300,9 @@ def critical_ns_of(
 class WorkflowTotals:
     """One workflow's totals: executions by status, steps by name."""
 
+    packed: Mapping[str, msgspec.Raw] = {}
+    """Further steps, encoded; see `PackedTotals`."""
+
     __slots__ = ("executions", "steps")
 
     def __init__(self, executions: dict[str, Totals] | None = None, steps: dict[str, StepTotals] | None = None) -> None:
@@ -417,8 +420,9 @@ class WorkflowTotals:
 
     def encode(self) -> tuple[bytes, bytes]:
         """(executions, steps) as stored: msgpack with sorted keys, so equal totals are equal bytes."""
-        steps = {name: msgspec.Raw(_encode_step(step)) for name, step in sorted(self.steps.items())}
-        return _encode_executions(self.executions), _encode(steps)
+        encoded = {name: msgspec.Raw(_encode_step(step)) for name, step in self.steps.items()}
+        _add_packed(encoded, self.packed)
+        return _encode_executions(self.executions), _encode(dict(sorted(encoded.items())))
 
     @classmethod
     def decode(cls, executions: bytes, steps: bytes | None) -> WorkflowTotals:
@@ -432,14 +436,42 @@ class WorkflowTotals:
             _of_status(by_status, status).add(totals)
         encoded_steps = _decode_lazily(steps)
         for name, step in self.steps.items():
-            stored = encoded_steps.get(name)
-            if stored is None:
-                encoded_steps[name] = msgspec.Raw(_encode_step(step))
-            else:
-                step_totals = _decode_step(stored)
-                step_totals.add(step)
-                encoded_steps[name] = msgspec.Raw(_encode_step(step_totals))
+            encoded_steps[name] = _with_step(encoded_steps.get(name), step)
+        _add_packed(encoded_steps, self.packed)
         return _encode_executions(by_status), _encode(dict(sorted(encoded_steps.items())))
+
+
+class PackedTotals(WorkflowTotals):
+    """Totals to be encoded and for nothing else: those of many steps need little memory, once they are packed."""
+
+    MAX_UNPACKED: Final = 1_000
+
+    __slots__ = ("packed",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.packed: dict[str, msgspec.Raw] = {}
+
+    def pack(self) -> None:
+        """Encode the steps' totals, if they are many."""
+        if len(self.steps) > self.MAX_UNPACKED:
+            for name, step in self.steps.items():
+                self.packed[name] = _with_step(self.packed.get(name), step)
+            self.steps.clear()
+
+
+def _with_step(encoded: msgspec.Raw | None, step: StepTotals) -> msgspec.Raw:
+    """Encoded totals of a step with others added."""
+    if encoded is not None:
+        totals = _decode_step(encoded)
+        totals.add(step)
+        step = totals
+    return msgspec.Raw(_encode_step(step))
+
+
+def _add_packed(encoded: dict[str, msgspec.Raw], packed: Mapping[str, msgspec.Raw]) -> None:
+    for name, step in packed.items():
+        encoded[name] = _with_step(encoded[name], _decode_step(step)) if name in encoded else step
 
 
 def _encode_executions(by_status: dict[str, Totals]) -> bytes:

@@ -11,7 +11,7 @@ from sqlalchemy import Row
 
 from tachograph.events import FAILED, ExecutionStatus
 from tachograph_exporter.store.executions import StoredRun
-from tachograph_exporter.store.steps import StoredStep, status_counts
+from tachograph_exporter.store.steps import Progress, StoredStep, status_counts
 from tachograph_exporter.store.totals import WorkflowTotals
 from tachograph_exporter.times import rfc3339, rfc3339_or_none, seconds
 from tachograph_exporter.views.expected_end import UNKNOWN, ExpectedEnd
@@ -78,9 +78,20 @@ def execution_detail(run: StoredRun, now_ns: int, expected: ExpectedEnd = UNKNOW
 
 def execution_state(run: StoredRun, now_ns: int, expected: ExpectedEnd = UNKNOWN) -> ExecutionState:
     """Status and progress of an execution."""
-    row = run.execution
-    counts = status_counts(run.steps)
-    started, finished = row.started_ns, row.finished_ns
+    running = [step.name for step in run.steps if step.status in ("running", "retrying")]
+    results = _results(run.execution, run.steps)
+    return _state(run.execution, Progress(status_counts(run.steps), running), results, now_ns, expected)
+
+
+def large_execution_state(row: Row[Any], progress: Progress, now_ns: int, expected: ExpectedEnd) -> ExecutionState:
+    """The same of an execution with more than `MAX_RESULT_STEPS` steps, which need not be read."""
+    return _state(row, progress, None, now_ns, expected)
+
+
+def _state(
+    row: Row[Any], progress: Progress, results: ExecutionResults | None, now_ns: int, expected: ExpectedEnd
+) -> ExecutionState:
+    counts, started, finished = progress.counts, row.started_ns, row.finished_ns
     return ExecutionState(
         execution_id=row.execution_id,
         workflow_id=row.workflow_id,
@@ -93,9 +104,9 @@ def execution_state(run: StoredRun, now_ns: int, expected: ExpectedEnd = UNKNOWN
         completed_step_count=counts["completed"],
         failed_step_count=sum(counts[status] for status in FAILED),
         skipped_step_count=counts["skipped"],
-        running_steps=[step.name for step in run.steps if step.status in ("running", "retrying")],
+        running_steps=progress.running,
         error_message=row.error_message,
-        results=_results(row, run.steps),
+        results=results,
         expected_end_at=rfc3339_or_none(expected.end_ns),
         usual_duration_seconds=expected.usual_seconds,
     )

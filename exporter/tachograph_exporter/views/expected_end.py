@@ -161,6 +161,14 @@ def read_expected_end(connection: Connection, row: Row[Any], steps: Sequence[Sto
     return expected_end(row, steps, read_usual(connection, (row.workspace_id, row.workflow_id), now_ns), now_ns)
 
 
+def read_large_expected_end(connection: Connection, row: Row[Any], now_ns: int) -> ExpectedEnd:
+    """The same of an execution with more than `MAX_STEPS` steps, which tell nothing then."""
+    if row.finished_ns is not None or row.started_ns is None:
+        return UNKNOWN
+    usual = read_usual(connection, (row.workspace_id, row.workflow_id), now_ns)
+    return expected_end(row, (), usual._replace(template=()), now_ns)
+
+
 def read_expected_ends(connection: Connection, rows: Sequence[Row[Any]], now_ns: int) -> dict[str, ExpectedEnd]:
     """`read_expected_end` of the open ones of a list, by id; of the first `MAX_OPEN` of them."""
     running = [row for row in rows if row.finished_ns is None and row.started_ns is not None][:MAX_OPEN]

@@ -11,8 +11,11 @@ from tachograph_exporter.store.steps import StoredStep
 from tachograph_exporter.views.schemas.reconciliation import Difference
 
 
-def impossible(run: StoredRun, *, has_one_clock: bool) -> Iterator[Difference]:
-    """The values of a run that cannot be. ``has_one_clock``: no step can lie outside the run."""
+def impossible(run: StoredRun, *, has_one_clock: bool, is_settled: bool = True) -> Iterator[Difference]:
+    """The values of a run that cannot be. ``has_one_clock``: no step can lie outside the run.
+
+    ``is_settled``: the waits of its steps are final.
+    """
     values: dict[str, Any]
     execution, steps = run.execution, run.steps
     began, ended = execution.started_ns, execution.finished_ns
@@ -30,7 +33,8 @@ def impossible(run: StoredRun, *, has_one_clock: bool) -> Iterator[Difference]:
         if step.status in _ENDED and last_attempts.get(step.step_id, step.attempt) != step.attempt:
             values = {"step": step.attempt, "attempts": last_attempts[step.step_id]}
             yield Difference(step.step_id, "attempts", values)
-        yield from _unbalanced(step, by_id, began, ended)
+        if is_settled:
+            yield from _unbalanced(step, by_id, began, ended)
     if began is None or ended is None:
         return
     elapsed = ended - began

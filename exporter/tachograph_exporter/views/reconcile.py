@@ -16,6 +16,7 @@ from sqlalchemy import Row
 
 from tachograph.clock import NS
 from tachograph.events import ExecutionStatus
+from tachograph.reported_process import ReportedProcess
 from tachograph.spans.attributes import attempt_span_id
 from tachograph.spans.ended_spans import EndedSpan
 from tachograph_exporter.ingest.spans import SpanRecord
@@ -117,7 +118,9 @@ class _Comparison:
         self._execution = evidence.run.execution
         self._is_open = evidence.run.execution.finished_ns is None
         # Engines' spans have the clocks of several machines.
-        self._is_ingested = getattr(evidence.run.execution, "process", None) == INGESTED_PROCESS
+        process = getattr(evidence.run.execution, "process", None)
+        self._is_ingested = process == INGESTED_PROCESS
+        self._is_reported = ReportedProcess.parse(process or "") is not None
         self._names = {step.step_id: step.name for step in evidence.run.steps}
         # Many repetitions share these rows: what is known of each alone cannot be compared.
         self._folded = {step.step_id: step.name for step in evidence.run.steps if step.folded is not None}
@@ -132,7 +135,11 @@ class _Comparison:
             *self._compare(views),
             *self._rollups(),
             *self._metrics(),
-            *impossible(self._run, has_one_clock=not self._is_ingested),
+            *impossible(
+                self._run,
+                has_one_clock=not self._is_ingested,
+                is_settled=not (self._is_reported and self._is_open),
+            ),
         ]
         for difference in differences:
             difference.step = difference.step or self._names.get(difference.step_id, "")
@@ -191,7 +198,7 @@ class _Comparison:
                 # A lost execution has no rows for steps it never reached.
                 facts[""]["step_count"] = status_counts(self._run.steps).total()
         for entry in timeline.step_timeline:
-            facts[entry.step_id] = _entry_facts(entry, has_all_attempts=not self._is_ingested)
+            facts[entry.step_id] = _entry_facts(entry, has_all_attempts=not (self._is_ingested or self._is_reported))
         self.counts["timeline"] = sum(
             entry.folded.count if entry.folded is not None else 1 for entry in timeline.step_timeline
         )
@@ -313,7 +320,7 @@ class _Comparison:
         for (_, step_id), values in batch.steps.items():
             step_facts = dict(zip(_STEP_COLUMNS, values, strict=True))
             # The log leaves out when a step became ready.
-            for name in ("execution_id", "rank", "ready_ns", "folded_count"):
+            for name in ("execution_id", "rank", "ready_ns", "asked_ns", "folded_count"):
                 del step_facts[name]
             if step_facts["folded"] is not None:
                 step_facts["folded"] = decode_folded(step_facts["folded"])
@@ -407,7 +414,7 @@ def _only(columns: Facts, execution: Row[Any]) -> Facts:
 def _entry_facts(entry: WorkflowStepTimelineEntry, *, has_all_attempts: bool) -> Facts:
     facts: Facts = {"status": entry.status, "name": entry.step_name}
     if entry.attempts:
-        # The spans of an engine's earlier attempts may never have arrived.
+        # The spans of an engine's earlier attempts may never have arrived, or nobody told how those ended.
         numbers = [attempt.attempt for attempt in entry.attempts]
         facts["attempts"] = len(numbers) if has_all_attempts or len(set(numbers)) < len(numbers) else max(numbers)
     if entry.duration_seconds is not None:

@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import Row
 
 from tachograph.clock import NS
-from tachograph.critical_path import critical_path, path_lengths, slack
+from tachograph.critical_path import IndexedSteps, critical_path, path_lengths, slack
 from tachograph.events import FAILED, OPEN_STEP, Folded, StepStatus
 from tachograph.resources import Resources, UseTotals, decoded
 from tachograph.run_window import RunWindow, placed
@@ -78,7 +78,7 @@ def build_timeline(
     is_open = execution.finished_ns is None
     started, finished = execution.started_ns, execution.finished_ns
     window = RunWindow.of(started if started is not None else execution.created_ns, finished, now_ns)
-    within = placed(steps, window)
+    within = IndexedSteps(placed(steps, window))
     path = critical_path(within, now_ns=window.end_ns if is_open else None)
     on_path = {step.step_id for step in path}
     lengths = path_lengths(path, window.end_ns)
@@ -371,7 +371,7 @@ def _is_selected(step: StoredStep, step_filter: TimelineFilter) -> bool:
 
 
 def _raw(text: str | None) -> msgspec.Raw | None:
-    return None if text is None else msgspec.Raw(text.encode())
+    return None if text is None else msgspec.Raw(text)
 
 
 def _difference(later: int | None, earlier: int | None) -> float | None:

@@ -50,6 +50,43 @@ def workflow_detail(row: Row[Any], warnings: Sequence[Fault] = (), *, with_steps
     return detail
 
 
+def encodable_detail(row: Row[Any], warnings: Sequence[Fault] = ()) -> WorkflowDetail:
+    """`workflow_detail` for nothing but its encoding: of many steps, all as values would take a lot of memory."""
+    detail = WorkflowDetail(**_summary_fields(row), warnings=list(warnings))
+    if row.document is not None:
+        document = _decode_document(row.document)
+        steps = document.pop("steps", msgspec.Raw(b"[]"))
+        fields = {name: msgspec.json.decode(value) for name, value in document.items()}
+        for name, value in _fields_of(row, fields).items():
+            setattr(detail, name, value)
+        detail.steps = _encoded_steps(row, steps)
+    return detail
+
+
+class _Named(msgspec.Struct):
+    name: str
+
+
+_decode_document: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_entries: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_name: Final = msgspec.json.Decoder(_Named).decode
+
+
+def _encoded_steps(row: Row[Any], steps: msgspec.Raw) -> Any:
+    """What `_with_times` makes of each step, as JSON."""
+    of_workflow = b'","workflow_id":' + msgspec.json.encode(row.id) + b","
+    times = b"," + msgspec.json.encode(_times(row))[1:]
+    text = bytearray(b"[")
+    for step in _decode_entries(steps):
+        text += b'{"id":"' if len(text) == 1 else b',{"id":"'
+        text += step_id(row.id, _decode_name(step).name).encode()
+        text += of_workflow
+        text += memoryview(step)[1:-1]
+        text += times
+    text += b"]"
+    return msgspec.Raw(text)
+
+
 def template(identifier: str, document: Mapping[str, Any]) -> dict[str, Any]:
     """An example definition as an item of a list; it can be posted as it is."""
     return {"id": identifier, "description": "", "variables": [], **document}
@@ -107,15 +144,24 @@ def _summary_fields(row: Row[Any]) -> dict[str, Any]:
 def _definition_fields(row: Row[Any]) -> dict[str, Any]:
     """The definition in the fields of `WorkflowSummary`; each step and variable gets an id and its workflow's times."""
     document: dict[str, Any] = msgspec.json.decode(row.document) if row.document is not None else {}
-    of_workflow = {"workflow_id": row.id}
-    times = {"created_at": rfc3339(row.created_ns), "updated_at": rfc3339(row.updated_ns)}
+    steps = [_with_times(row, step_id(row.id, step["name"]), step) for step in document.get("steps", [])]
+    return {**_fields_of(row, document), "steps": steps}
+
+
+def _fields_of(row: Row[Any], document: Mapping[str, Any]) -> dict[str, Any]:
+    """The same without the steps."""
     return {
         **{name: document.get(name, default) for name, default in _DEFINITION_DEFAULTS.items()},
         "variables": [
-            {"id": step_id(row.id, f"variable {variable['name']}"), **of_workflow, **variable, **times}
+            _with_times(row, step_id(row.id, f"variable {variable['name']}"), variable)
             for variable in document.get("variables", [])
         ],
-        "steps": [
-            {"id": step_id(row.id, step["name"]), **of_workflow, **step, **times} for step in document.get("steps", [])
-        ],
     }
+
+
+def _with_times(row: Row[Any], identifier: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {"id": identifier, "workflow_id": row.id, **entry, **_times(row)}
+
+
+def _times(row: Row[Any]) -> dict[str, str]:
+    return {"created_at": rfc3339(row.created_ns), "updated_at": rfc3339(row.updated_ns)}

@@ -94,6 +94,9 @@ def task_instance_success(task_instance: Any) -> None:
 def task_instance_failed(task_instance: Any, error: Any = None) -> None:
     """A try of a task failed; in its own process, or, if that died, in the scheduler."""
     step, attempt, at = _step_of(task_instance), _try_of(task_instance), _moment(task_instance, "end_date")
+    if step.started_ns is None and (began := _moment(task_instance, "start_date")) is not None:
+        # Its own process died, or had no time to tell.
+        step.started(attempt=attempt, at=began)
     why = (
         error if isinstance(error, BaseException) else str(error) if error else "it failed, and Airflow says no reason"
     )

@@ -228,7 +228,7 @@ def _job_starts(
     try:
         place = _place_here(name, ctx["job_id"], ctx.get("enqueue_time"))._replace(attempt=ctx["job_try"])
         inputs = {"args": list(args), "kwargs": kwargs}
-        place.step.started(attempt=place.attempt, inputs=inputs, queued_at=place.queued or None)
+        place.step.started(attempt=place.attempt, inputs=inputs, **place.waits)
         job = _Job(place, timeout_seconds)
         _running.put((id(reference()), ctx["job_id"]), job)
     except Exception:

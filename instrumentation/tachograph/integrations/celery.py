@@ -147,7 +147,7 @@ def _before_publish(sender: Any, headers: Any = None, body: Any = None, **_: Any
     due = max(now, moment_of(headers.get("eta")) or now)
     known = place_in(headers)
     if known is not None and (headers.get("retries") or (known.name == name and _is_resent(task_id))):
-        headers[HEADER] = header_of(known._replace(queued=due))
+        headers[HEADER] = header_of(known.asked_for(due, now))
         return
     request = _current_request()
     place, sent_by = None, _sender(request)
@@ -155,7 +155,7 @@ def _before_publish(sender: Any, headers: Any = None, body: Any = None, **_: Any
         place = place_after(sent_by, request, task_id, name, headers, body)
     if place is None:
         place = first_place(headers, task_id, name, body)
-    place = place._replace(queued=due)
+    place = place.asked_for(due, now)
     headers[HEADER] = header_of(place)
     step = place.step
     if request is None or sent_by is None:
@@ -166,7 +166,7 @@ def _before_publish(sender: Any, headers: Any = None, body: Any = None, **_: Any
         step.depend_on(sent_by.step)
     elif task_id in ids_after(request) or is_told_of_error(request, headers, name):
         step.depend_on(sent_by.step)
-    step.queued(at=due)
+    step.queued(at=now, due=due)
 
 
 @_harmless
@@ -216,7 +216,7 @@ def _task_prerun(sender: Any, task: Any = None, **_: Any) -> None:
     enter(request, place)
     step = place.step
     inputs = {"args": request.argsrepr, "kwargs": request.kwargsrepr}
-    step.started(attempt=attempt_of(request), inputs=inputs, queued_at=place.queued or None)
+    step.started(attempt=attempt_of(request), inputs=inputs, **place.waits)
     _plan(place, step, request)
     step.works_here()
     running = meter.start(None, False, False)
@@ -306,7 +306,7 @@ def _begin_late(place: Place, attempt: int, request: Any) -> None:
     """In the parent process: a child that was killed may not have told when its task started, but the pool has."""
     began = getattr(request, "time_start", None)
     if isinstance(began, int | float):
-        place.step.started(attempt=attempt, at=began, queued_at=place.queued or None)
+        place.step.started(attempt=attempt, at=began, **place.waits)
 
 
 @_harmless

@@ -149,13 +149,13 @@ class _Messages:
             # Before it is sent: the next attempt may start at once.
             self._retry(self._running.take(message_id), (delay or 0) / 1000)
             self._delayed.put(message_id, True)
-            options[HEADER] = header_of(place._replace(queued=due))
+            options[HEADER] = header_of(place.asked_for(due, now))
             return
         if place is not None and (self._delayed.take(message_id) or not self._sent.get(message_id)):
             # Delayed messages are sent a second time once they are due; planned ones were not sent before.
-            due = place.queued or due
-            place.step.queued(at=due)
-            options[HEADER] = header_of(place._replace(queued=due))
+            place = place if place.queued else place.asked_for(due, now)
+            place.queue()
+            options[HEADER] = header_of(place)
             return
         # A program may send a message that it keeps as often as it likes: each time is a run.
         count = self._sent.count(message_id)
@@ -217,7 +217,7 @@ class _Messages:
         attempt = _attempt_of(message)
         place = place._replace(attempt=attempt)
         inputs = {"args": list(message.args), "kwargs": message.kwargs}
-        place.step.started(attempt=attempt, inputs=inputs, queued_at=place.queued or None)
+        place.step.started(attempt=attempt, inputs=inputs, **place.waits)
         self._running.put(message.message_id, RunningTask(place))
 
     @_harmless

@@ -110,10 +110,10 @@ class _Tasks:
             places = {task.id: self._new_place(task, due)}
             self._plan(task, places)
         place = places[task.id]
+        place = places[task.id] = place if place.queued else place.asked_for(due, now)
         # Several handlers of errors may wait at a time, and share an id and a place: they are told of as they run.
         if place.attempt == 1 and not place.around:
-            place.step.queued(at=place.queued or due)
-        places[task.id] = place._replace(queued=place.queued or due)
+            place.queue()
         self._store(task.id, places)
 
     def _new_place(self, task: Any, due: float) -> Place:
@@ -160,7 +160,7 @@ class _Tasks:
             places = {task.id: Place(name, task.id, "", name, "", name, None, 0.0, "huey")}
         place = places[task.id]
         inputs = {"args": list(task.args or ()), "kwargs": task.kwargs}
-        place.step.started(attempt=place.attempt, inputs=inputs, queued_at=place.queued or None)
+        place.step.started(attempt=place.attempt, inputs=inputs, **place.waits)
         self._running.put(id(task), (RunningTask(place), places))
 
     @_harmless
@@ -178,7 +178,7 @@ class _Tasks:
         elif task.retries:
             delay = _delay_of(task, error)
             step.retrying(error, delay, timed_out=_is_timeout(error), resources=resources, **told)
-            again = work.place._replace(attempt=work.place.attempt + 1, queued=time.time() + delay)
+            again = work.place._replace(attempt=work.place.attempt + 1).asked_for(time.time() + delay)
             self._expected.put(task.id, places | {task.id: again})
             self._store(task.id, places | {task.id: again})
         elif _is_cancellation(error):

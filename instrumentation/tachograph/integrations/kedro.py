@@ -7,6 +7,7 @@ its own process.
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import multiprocessing
@@ -37,6 +38,8 @@ _SIMPLE: Final = (str, int, float, bool, type(None))
 _workflows: Final = Memory()
 """How the runs of this process are called, by their ids."""
 _running: Final = Memory()
+_open: Final[dict[str, int]] = {}
+"""Runs that have not ended, and the process that began them."""
 
 
 def is_configured() -> bool:
@@ -52,6 +55,10 @@ def pipeline_starts(run_params: Mapping[str, Any], pipeline: Any) -> None:
     os.environ[_RUN_VARIABLE] = json.dumps([run_id, workflow])
     reported = _run(run_id)
     reported.begin(inputs={key: value for key in _ASKED_FOR if (value := run_params.get(key))})
+    _open[run_id] = os.getpid()
+    # After the recorder, whose own handler comes last then.
+    atexit.unregister(_interrupted)
+    atexit.register(_interrupted)
     dependencies = pipeline.node_dependencies
     for node in pipeline.nodes[:MAX_NODES]:
         names = sorted(other.name for other in dependencies.get(node, ()))
@@ -98,6 +105,17 @@ def node_failed(node: Any, error: BaseException, run_id: str | None) -> None:
         _flush_child()
 
 
+@_harmless
+def _interrupted() -> None:
+    """The process ends in the middle of runs: Kedro's hooks hear of errors, and not of Ctrl-C."""
+    for run_id in [run_id for run_id, pid in _open.items() if pid == os.getpid()]:
+        del _open[run_id]
+        reported, why = _run(run_id), "Interrupted: its process ended before it did"
+        for step in reported.open_steps:
+            step.cancelled(why)
+        reported.cancelled(why)
+
+
 def _leave(node: Any, run_id: str | None) -> Any:
     work: RunningStep | None = _running.take((run_id, node.name))
     if work is None:
@@ -133,6 +151,9 @@ def _run(run_id: str) -> Run:
 def _end(run_params: Mapping[str, Any]) -> Run:
     run_id = _run_id_of(run_params)
     ended = _run(run_id)
+    _open.pop(run_id, None)
+    if not _open:
+        atexit.unregister(_interrupted)
     _workflows.take(run_id)
     os.environ.pop(_RUN_VARIABLE, None)
     return ended

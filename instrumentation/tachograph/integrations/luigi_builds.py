@@ -121,7 +121,10 @@ class Build:
         if error is None:
             self.run.finished()
         elif isinstance(error, KeyboardInterrupt):
-            self.run.cancelled("Interrupted: the worker was interrupted")
+            why = "Interrupted: the worker was interrupted"
+            for step in self.run.open_steps:
+                step.cancelled(why)
+            self.run.cancelled(why)
         else:
             self.run.failed(error)
 

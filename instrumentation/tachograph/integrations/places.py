@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -17,6 +18,7 @@ QUEUE_LEASE_SECONDS: Final = 7 * 86_400.0
 _MAX_KEY: Final = 200
 _MAX_REMEMBERED: Final = 10_000
 _MAX_ATTEMPT: Final = 1_000_000
+_ANEW: Final[dict[str, Any]] = {"queued": 0.0, "attempt": 1, "asked": 0.0}
 
 
 class Place(NamedTuple):
@@ -33,6 +35,7 @@ class Place(NamedTuple):
         queued: when the attempt was due, unix seconds.
         engine: of the first task.
         attempt: number of the attempt, where the engine's message does not say it.
+        asked: when somebody asked for the attempt, unix seconds, if it was for a later time; else 0.
     """
 
     workflow: str
@@ -45,6 +48,23 @@ class Place(NamedTuple):
     queued: float
     engine: str
     attempt: int = 1
+    asked: float = 0.0
+
+    @property
+    def waits(self) -> dict[str, float | None]:
+        """When the attempt was asked for, and for when, as `tachograph.report.Step.started` takes it."""
+        if self.asked:
+            return {"queued_at": self.asked, "due": self.queued}
+        return {"queued_at": self.queued or None}
+
+    def queue(self) -> None:
+        """Report that the attempt is asked for, and for when."""
+        self.step.queued(at=self.asked or self.queued or None, due=self.queued or None)
+
+    def asked_for(self, due: float, now: float | None = None) -> Place:
+        """The place of an attempt that is asked for now, and due then."""
+        now = time.time() if now is None else now
+        return self._replace(queued=due, asked=now if due > now else 0.0)
 
     @property
     def run(self) -> Run:
@@ -77,19 +97,19 @@ class Place(NamedTuple):
     def after(self, name: str, path: str | None = None, number: int | None = None) -> Place:
         """The place of a task that comes after this one, or after its group."""
         around = self.path if path is None else path
-        return self._replace(key=below(around, name), around=around, name=name, number=number, queued=0.0, attempt=1)
+        return self._replace(key=below(around, name), around=around, name=name, number=number, **_ANEW)
 
     def follow(self, name: str) -> Place:
         """The place of the next task in a chain; of one that is a member of a group, an instance as this one is."""
         if self.number is None:
             return self.after(name)
-        return self._replace(key=below(self.key, name), name=name, queued=0.0, attempt=1)
+        return self._replace(key=below(self.key, name), name=name, **_ANEW)
 
     def again(self) -> Place:
         """The place in the next run of the same task, once this run has ended: somebody sends it again."""
         run_id, plus, count = self.run_id.rpartition("+")
         again = f"{run_id}+{int(count) + 1}" if plus and count.isdecimal() else f"{self.run_id}+1"
-        return self._replace(run_id=again, queued=0.0, attempt=1)
+        return self._replace(run_id=again, **_ANEW)
 
 
 def place_in(carrier: Any) -> Place | None:
@@ -106,13 +126,14 @@ def place_of(text: Any) -> Place | None:
     except (ValueError, TypeError):
         return None
     is_sound = all(isinstance(value, str) for value in (*place[:6], place.engine))
-    is_sound = is_sound and type(place.queued) in (int, float) and type(place.attempt) is int
+    is_sound = is_sound and type(place.queued) in (int, float) and type(place.asked) in (int, float)
+    is_sound = is_sound and type(place.attempt) is int
     is_sound = is_sound and 1 <= place.attempt <= _MAX_ATTEMPT
     return place if is_sound and (place.number is None or type(place.number) is int) else None
 
 
 def header_of(place: Place) -> str:
-    return json.dumps(place)
+    return json.dumps(place if place.asked else place[:-1])  # Earlier versions do not know of the last one.
 
 
 def read(carrier: Any, name: str) -> Any:

@@ -102,12 +102,12 @@ def _after_defer(deferred: list[_Deferred] | None, result: Any, *_: Any, **__: A
     if deferred is None or isinstance(result, BaseException):
         return
     for (place, due), job in zip(deferred, result, strict=False):
-        _sending.report(place or _alone(job.task_name, job.id)._replace(queued=due), due=due)
+        _sending.report(place or _alone(job.task_name, job.id).asked_for(due), due=due)
 
 
 def _periodic_deferred(_: None, job_id: Any, manager: Any, *args: Any, job: Any = None, **__: Any) -> None:
     if isinstance(job_id, int) and job is not None:
-        _sending.report(_alone(job.task_name, job_id), due=time.time())
+        _sending.report(_alone(job.task_name, job_id).asked_for(time.time()), due=time.time())
 
 
 def _due_of(moment: datetime | None, now: float) -> float:
@@ -183,7 +183,7 @@ def _job_starts(context: Any) -> _Job | None:
             attempt=place.attempt,
             inputs=context.job.task_kwargs,
             at=context.start_timestamp,
-            queued_at=place.queued or None,
+            **place.waits,
         )
         return _running.put(context.job.id, _Job(place))  # type: ignore[no-any-return]
     except Exception:

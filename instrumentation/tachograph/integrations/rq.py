@@ -13,6 +13,7 @@ worker's parent process sends heartbeats, and takes over what it reports; when a
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar, Token
@@ -106,7 +107,12 @@ def _override() -> None:
 
 
 def _before_enqueue_at(queue: Any, datetime: datetime, *_: Any, **__: Any) -> Token[float | None]:
-    return _due.set(datetime.timestamp())
+    return _due.set(_due_at(datetime))
+
+
+def _due_at(moment: datetime) -> float:
+    """When RQ enqueues a job that is scheduled for a moment: it knows whole seconds."""
+    return float(math.floor(moment.timestamp()))
 
 
 def _after_enqueue_at(token: Token[float | None], *_: Any, **__: Any) -> None:
@@ -130,13 +136,13 @@ def _before_enqueue(queue: Any, job: Any, *_: Any, **__: Any) -> None:
 
 
 def _before_schedule(queue: Any, job: Any, datetime: datetime, *_: Any, **__: Any) -> None:
-    place, due = _place_in(job), datetime.timestamp()
+    place, due = _place_in(job), _due_at(datetime)
     if place is None:
         token = _due.set(due)
         _send(job, None, job.group_id)
         _due.reset(token)
     elif place.queued != due:
-        job.meta[HEADER] = header_of(place._replace(queued=due))
+        job.meta[HEADER] = header_of(place.asked_for(due))
 
 
 def _send(job: Any, depends_on: Any, group_id: Any) -> None:
@@ -182,7 +188,7 @@ def _before_retry(job: Any, *_: Any, **__: Any) -> None:
 
 
 def _number_next(job: Any, place: Place, delay: float) -> None:
-    job.meta[HEADER] = header_of(place._replace(attempt=place.attempt + 1, queued=time.time() + delay))
+    job.meta[HEADER] = header_of(place._replace(attempt=place.attempt + 1).asked_for(time.time() + delay))
 
 
 def _job_cancelled(_: None, result: Any, job: Any, *args: Any, **__: Any) -> None:
@@ -229,9 +235,7 @@ def _job_starts(worker: Any, job: Any, queue: Any, *_: Any, **__: Any) -> Place:
 
 def _start(job: Any, place: Place) -> None:
     """RQ says when the job's function began."""
-    place.step.started(
-        attempt=place.attempt, inputs={"call": job.description}, at=job.started_at, queued_at=place.queued or None
-    )
+    place.step.started(attempt=place.attempt, inputs={"call": job.description}, at=job.started_at, **place.waits)
 
 
 def _job_left(place: Place | None, result: Any, worker: Any, job: Any, *_: Any, **__: Any) -> None:

@@ -122,15 +122,17 @@ class Sending:
             key = f"{below(path, name)}#{task_id[:_ID_DIGITS]}"
         else:
             key = self._numbered(scope, below(path, name))
-        return root._replace(
+        place = root._replace(
             key=key,
             around="",
             name=name,
             number=number,
-            queued=due or 0.0,
+            queued=0.0,
             attempt=1,
             engine=root.engine or self._engine,
+            asked=0.0,
         )
+        return place if due is None else place.asked_for(due)
 
     def report(self, place: Place, *, due: float | None, after: Sequence[Place] = ()) -> None:
         """A message with this place was sent, or is planned."""
@@ -142,7 +144,7 @@ class Sending:
         if due is None:
             step.planned()
         else:
-            step.queued(at=due)
+            place.queue()
 
     @property
     def trace_ahead(self) -> str:

@@ -149,7 +149,7 @@ class _Tasks:
             else:
                 # Before it is sent: the next attempt may start at once.
                 self._retry(self._running.take(key), error, delay, message)
-            place = place._replace(queued=due, attempt=place.attempt + 1)
+            place = place._replace(attempt=place.attempt + 1).asked_for(due)
         else:
             place = self._sending.place(message.task_name, message.task_id, due=due)
         # The labels may be those of the task itself: other messages must not have ours.
@@ -162,7 +162,7 @@ class _Tasks:
             name = message.task_name
             place = Place(name, message.task_id, "", name, "", name, None, 0.0, "taskiq")
         inputs = {"args": message.args, "kwargs": message.kwargs}
-        place.step.started(attempt=place.attempt, inputs=inputs, queued_at=place.queued or None)
+        place.step.started(attempt=place.attempt, inputs=inputs, **place.waits)
         self._running.put((message.task_id, place.attempt), RunningTask(place, is_on_loop=True))
 
     def ended(self, message: Any, result: Any) -> None:

@@ -91,6 +91,7 @@ class Run:
         self._owner = 0
         self._started_ns: int | None = None
         self._told_start = False
+        self._knows_start = False
         self._status: ExecutionStatus | None = None
         self._inputs: str | None = None
         self._steps: dict[str, Step] = {}
@@ -109,6 +110,11 @@ class Run:
     def is_ended(self) -> bool:
         """Whether this process knows that it has ended."""
         return self._status is not None
+
+    @property
+    def open_steps(self) -> list[Step]:
+        """The steps of which an attempt runs in this process."""
+        return list(self._open.values())
 
     # What happens to the run.
 
@@ -130,7 +136,7 @@ class Run:
             self._owner = os.getpid()
             self._inputs = self._inputs or summarise(inputs)
             self._started_ns = now if self._started_ns is None else min(now, self._started_ns)
-            self._told_start = True
+            self._told_start = self._knows_start = True
             self._nest()
             self._send(self._start(self._started_ns))
             if heartbeats:
@@ -321,11 +327,16 @@ class Run:
             origin = self._started_ns
         return now_ns if origin is None else min(origin, now_ns)
 
-    def met_ns(self, ref: StepRef, now_ns: int) -> int:
-        """When the last of a step's dependencies ended, as far as this process knows."""
+    def met_ns(self, ref: StepRef, now_ns: int, earliest_ns: int | None = None) -> int:
+        """When the last of a step's dependencies ended, as far as this process knows.
+
+        ``earliest_ns``: when the run had begun, or was waited for, if nobody told this process of its start.
+        """
         steps = [step for dependency in ref.depends_on for step in self.known(dependency)]
         ends = [step.finished_ns for step in steps if step.finished_ns is not None]
-        return max([self.origin_of(ref, now_ns), *[end for end in ends if end <= now_ns]])
+        is_unknown = not self._knows_start and not (ref.depends_on and not ends)
+        since_ns = earliest_ns if earliest_ns is not None and is_unknown else now_ns
+        return max([self.origin_of(ref, since_ns), *[end for end in ends if end <= now_ns]])
 
     def opened(self, step: Step) -> None:
         """An attempt of a step runs here."""

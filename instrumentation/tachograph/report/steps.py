@@ -48,7 +48,7 @@ class Owner(Protocol):
     def emit(self, event: Event) -> None: ...
     def begin_if_needed(self, now_ns: int) -> None: ...
     def origin_of(self, ref: StepRef, now_ns: int) -> int: ...
-    def met_ns(self, ref: StepRef, now_ns: int) -> int: ...
+    def met_ns(self, ref: StepRef, now_ns: int, earliest_ns: int | None = None) -> int: ...
     def opened(self, step: Step) -> None: ...
     def closed(self, step: Step) -> None: ...
     def ended(self, step: Step, status: StepStatus, run_ns: int) -> None: ...
@@ -66,6 +66,7 @@ class Step:
         self.ref = ref
         self._attempts: StepAttempts | None = None
         self._ready_ns: int | None = None
+        self._asked_ns: int | None = None
         self._status: StepStatus | None = None
         self._retried = 0
         self._reporter: Reporter | None = None
@@ -121,22 +122,40 @@ class Step:
             self.run.emit(StepReady(step=self.ref, time_ns=now, is_planned=True))
 
     @safely
-    def queued(self, *, at: Moment = None) -> None:
-        """Somebody asked for it: from now on it waits for what it depends on, and then for somebody to run it."""
+    def queued(self, *, at: Moment = None, due: Moment = None) -> None:
+        """Somebody asked for it: from now on it waits for what it depends on, and then for somebody to run it.
+
+        ``due``: it is not to start before this moment, such as that of a countdown; until then it is scheduled.
+        """
         with self.run.reporting(at) as now:
             if self._status is None and self._ready_ns is None:
-                self._ready_ns = now
-                self.run.emit(StepReady(step=self.ref, time_ns=now))
+                ready_ns = self._asked_for(now, due)
+                self.run.emit(StepReady(step=self.ref, time_ns=ready_ns, asked_ns=self._asked_ns))
+
+    def _asked_for(self, asked_ns: int, due: Moment) -> int:
+        """Note when it was asked for; returns when it is due."""
+        due_ns = self.run.moment(due) if due is not None else asked_ns
+        self._ready_ns = ready_ns = max(asked_ns, due_ns)
+        self._asked_ns = asked_ns if due_ns > asked_ns else None
+        return ready_ns
 
     @safely
     def started(
-        self, *, attempt: int | None = None, inputs: Any = None, at: Moment = None, queued_at: Moment = None
+        self,
+        *,
+        attempt: int | None = None,
+        inputs: Any = None,
+        at: Moment = None,
+        queued_at: Moment = None,
+        due: Moment = None,
     ) -> None:
         """An attempt started: number ``attempt``, counted from 1 (default: the next one that this process knows of).
 
-        ``queued_at``: when somebody asked for this attempt, if another process reported that.
+        ``queued_at``, ``due``: when somebody asked for this attempt, and for when, if another process reported that.
         """
         with self.run.reporting(at) as now:
+            if queued_at is None and due is not None:
+                queued_at = due
             queued_ns = self.run.moment(queued_at) if queued_at is not None else None
             if self._status is not None and self._status.is_terminal and self._status is not StepStatus.LOST:
                 return  # It is told again, or late.
@@ -148,20 +167,26 @@ class Step:
             self.run.begin_if_needed(now)
             attempts = self._attempts
             if attempts is None:
-                self._ready_ns = self._ready_ns if queued_ns is None else queued_ns
-                earliest = now if self._ready_ns is None else min(now, self._ready_ns)
+                if queued_ns is not None:
+                    ready_ns = self._asked_for(queued_ns, due)
+                    if self._asked_ns is not None and self.ref.depends_on:
+                        # When those ended, another process may know: then what is scheduled follows from this.
+                        self.run.emit(StepReady(step=self.ref, time_ns=ready_ns, asked_ns=self._asked_ns))
+                asked_ns = self._ready_ns if self._asked_ns is None else self._asked_ns
+                earliest = now if asked_ns is None else min(now, asked_ns)
                 attempts = self._attempts = StepAttempts(self.ref, self.run.origin_of(self.ref, earliest))
-                met_ns = self.run.met_ns(self.ref, now)
+                met_ns = self.run.met_ns(self.ref, now, earliest)
                 if self._ready_ns is not None and number == 1:
                     ready_ns = max(min(self._ready_ns, now), met_ns)
-                    attempts.ready(ready_ns, met_ns)
+                    attempts.ready(ready_ns, met_ns, self._asked_ns)
                 elif self._ready_ns is not None:
                     # Earlier attempts ran elsewhere; only how long this one was queued is known here.
                     attempts.backed_off(min(self._ready_ns, now))
                 event = attempts.started(now, summarise(inputs), attempt=number, ready_ns=met_ns)
             else:
                 if queued_ns is not None:
-                    attempts.backed_off(min(queued_ns, now))
+                    due_ns = self.run.moment(due) if due is not None else queued_ns
+                    attempts.backed_off(min(max(queued_ns, due_ns), now))
                 event = attempts.started(now, summarise(inputs), attempt=number)
             self._status = StepStatus.RUNNING
             if self._reporter is not None:
@@ -256,7 +281,7 @@ class Step:
                 event = StepSkipped(
                     step=self.ref, time_ns=now, reason=SkipReason.ITSELF, attempt=end.attempt,
                     started_ns=end.started_ns, dependency_ns=end.dependency_ns, unaccounted_ns=end.unaccounted_ns,
-                    queue_ns=end.queue_ns, backoff_ns=end.backoff_ns, run_ns=end.run_ns,
+                    scheduled_ns=end.scheduled_ns, queue_ns=end.queue_ns, backoff_ns=end.backoff_ns, run_ns=end.run_ns,
                 )  # fmt: skip
             self._settle(StepStatus.SKIPPED, event, 0)
 
@@ -323,6 +348,8 @@ class Step:
             self.run.begin_if_needed(now)
             self._attempts = StepAttempts(self.ref, self.run.origin_of(self.ref, now))
             self._attempts.started(now, attempt=_number(attempt, None), ready_ns=self.run.met_ns(self.ref, now))
+        elif attempt is not None and _number(attempt, None) > self._attempts.attempt:
+            self._attempts.started(now, attempt=attempt)  # It began elsewhere.
         return self._attempts
 
     def _has_ended(self, status: StepStatus) -> bool:
@@ -377,7 +404,8 @@ class Step:
         """The end of a step that was cancelled before it started: no attempt was made."""
         waits = StepAttempts(self.ref, self.run.origin_of(self.ref, now))
         if self._ready_ns is not None:
-            waits.ready(self._ready_ns, self.run.met_ns(self.ref, self._ready_ns))
+            ready_ns = min(self._ready_ns, now)
+            waits.ready(ready_ns, self.run.met_ns(self.ref, ready_ns), self._asked_ns)
         waits.started(now)
         event = waits.finished(now, StepStatus.CANCELLED, failure)
         return replace(event, attempt=0, between_attempts=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tachograph.events import Failure, StepFinished, StepReady, StepRetrying, StepStarted, StepStatus
+from tachograph.events import Failure, StepFinished, StepReady, StepRetrying, StepSkipped, StepStarted, StepStatus
 from tachograph.identity import StepRef
 from tachograph.resources import Resources
 
@@ -108,7 +108,8 @@ class StepAttempts:
         if asked_ns is not None:
             self._scheduled_ns = self._elapsed(now_ns)
         self._activity = _QUEUED
-        return StepReady(step=self.step, time_ns=now_ns)
+        is_scheduled = asked_ns is not None and asked_ns < now_ns
+        return StepReady(step=self.step, time_ns=now_ns, asked_ns=asked_ns if is_scheduled else None)
 
     def backed_off(self, now_ns: int) -> None:
         """The backoff has passed; from now on the step waits for a slot."""
@@ -252,9 +253,11 @@ class StepAttempts:
         )
 
 
-def start_of(event: StepRetrying | StepFinished) -> StepStarted:
-    """The start of the attempt that ``event`` ends."""
-    if isinstance(event, StepRetrying):
+def start_of(event: StepRetrying | StepFinished | StepSkipped) -> StepStarted:
+    """The start of the attempt that ``event`` ends; of one that skipped itself, too."""
+    if isinstance(event, StepSkipped):
+        started_ns, queue_ns, backoff_ns = event.started_ns or event.time_ns, event.queue_ns, event.backoff_ns
+    elif isinstance(event, StepRetrying):
         started_ns, queue_ns, backoff_ns = event.started_ns, event.queue_ns, event.backoff_ns
     else:
         started_ns, queue_ns, backoff_ns = event.attempt_started_ns, event.last_queue_ns, event.last_backoff_ns

@@ -9,7 +9,7 @@ part of it: see `active_flag`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final
 
@@ -62,19 +62,65 @@ def parse(document: bytes | str | Mapping[str, Any]) -> Workflow:
 
 def read(document: bytes | str | Mapping[str, Any]) -> tuple[Workflow | None, list[Fault]]:
     """The definition as far as it is readable, and every fault of its shape. Never raises for a bad document."""
-    if isinstance(document, bytes | str):
-        try:
-            document = msgspec.json.decode(document)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            return None, [Fault("invalid_json", "", f"the document is not JSON: {error}")]
     reader = _Reader()
-    fields = reader.object(document, "", _WORKFLOW)
+    text = document if isinstance(document, bytes | str) else b"{}"
+    try:
+        fields = reader.object(_decoded(document) if text is document else document, "", _WORKFLOW)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None, [Fault("invalid_json", "", f"the document is not JSON: {_error_in(text)}")]
     if fields is None:
         return None, reader.faults
     if "name" not in fields:
         reader.fault("missing_field", "name", "a workflow needs a name")
         fields["name"] = ""
     return Workflow(**fields), reader.faults
+
+
+def to_json(workflow: Workflow) -> bytes:
+    """`to_document` as JSON, without the values in between: of many steps, they take a lot of memory."""
+    text = msgspec.json.encode(workflow)
+    return text if workflow.expectation is not None else text.removesuffix(_NOTHING_EXPECTED) + b"}"
+
+
+_NOTHING_EXPECTED: Final = b',"expectation":null}'
+if Workflow.__struct_fields__[-1] != "expectation":
+    raise AssertionError("the expectation is not the last field of a definition")
+
+
+class _Entries:
+    """The entries of a list in JSON, decoded one by one: of many, all at once take a lot of memory."""
+
+    def __init__(self, entries: Sequence[msgspec.Raw]) -> None:
+        self._entries = entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(msgspec.json.decode, self._entries)
+
+
+_decode_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_entries: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+def _decoded(document: bytes | str) -> Any:
+    """The document, with its steps as `_Entries`. Raises what decoding raises, or reading the steps will."""
+    try:
+        fields = _decode_fields(document)
+        steps = _Entries(_decode_entries(fields["steps"])) if "steps" in fields else None
+    except msgspec.ValidationError:
+        return msgspec.json.decode(document)
+    return {key: steps if key == "steps" else msgspec.json.decode(value) for key, value in fields.items()}
+
+
+def _error_in(document: bytes | str) -> str:
+    """What is wrong with JSON, with its place in the whole document."""
+    try:
+        msgspec.json.decode(document)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return str(error)
+    return "it is nested too deeply"
 
 
 def active_flag(document: Mapping[str, Any]) -> bool | None:
@@ -126,7 +172,7 @@ class _Reader:
         return fields
 
     def list(self, value: Any, at: str, read: Callable[[_Reader, Any, str], Any], limit: int) -> tuple[Any, ...]:
-        if not isinstance(value, list | tuple):
+        if not isinstance(value, list | tuple | _Entries):
             self.fault("wrong_type", at, f"expected a list, not {_type(value)}")
             return ()
         if len(value) > limit:

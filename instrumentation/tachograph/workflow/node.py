@@ -28,7 +28,7 @@ class Node:
     """One step of one execution, while it runs. Also a `tachograph.critical_path.NamedStep`."""
 
     __slots__ = (
-        "attempts", "context", "failure", "fallback", "finished_ns", "handler", "has_slot", "is_decided",
+        "_started_ns", "attempts", "context", "failure", "fallback", "finished_ns", "handler", "has_slot", "is_decided",
         "is_fallback_of", "output", "position", "ref", "reporter", "retry_timer", "status", "step", "task", "upstream",
     )  # fmt: skip
 
@@ -43,6 +43,7 @@ class Node:
         self.status = StepStatus.PENDING
         self.is_decided = False
         self.attempts: StepAttempts | None = None
+        self._started_ns: int | None = None
         self.finished_ns: int | None = None
         self.output: Any = None
         self.failure: Failure | None = None
@@ -96,4 +97,9 @@ class Node:
 
     @property
     def started_ns(self) -> int | None:
-        return self.attempts.started_ns if self.attempts is not None else None
+        return self.attempts.started_ns if self.attempts is not None else self._started_ns
+
+    def put_down(self) -> None:
+        """It has ended: forget what only its attempts needed. A run may have tens of thousands of steps."""
+        self._started_ns = self.started_ns
+        self.attempts = self.reporter = self.context = None

@@ -628,7 +628,7 @@ class Run:
         if node.reporter is not None:
             node.reporter.is_open = False
         self.emit(attempts.finished(now, status, failure, output, resources=_used(node)))
-        node.context = None
+        node.put_down()
         self.counts.add(status, attempts.run_ns)
         self._settled.append((node, OUTCOMES[status]))
 

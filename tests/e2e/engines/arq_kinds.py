@@ -22,7 +22,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.instrumentation.arq import ArqInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from telling import at, execution, spawn, step, stop_at_sigterm, tell
+from telling import at, execution, for_later, spawn, step, stop_at_sigterm, tell
 
 # Then the jobs are told of by arq's own methods, beside spans or without.
 HOOKS = os.environ.get("HOOKS") == "1"
@@ -121,6 +121,18 @@ async def deferred(pool):
     # By the hooks, a run starts with its first step; before, it is pending.
     times = {} if HOOKS else {"asked_at": asked, "scheduled_at": at(score / 1000)}
     return [execution("extract", "completed", [await told(job, **times)])], []
+
+
+async def later_in_block(pool):
+    """A job that is deferred, in a run that has begun."""
+    with together("arq later"):
+        soon = await pool.enqueue_job("extract")
+        later = await pool.enqueue_job("work", 1, _defer_by=1.5)
+    info = await later.info()
+    asked = f"{info.enqueue_time:%Y-%m-%dT%H:%M:%S.%f}Z"
+    first, second = await told(soon), await told(later)
+    second = for_later(second, asked, at(info.score / 1000), first["started_at"])
+    return [execution("arq later", "completed", [first, second])], []
 
 
 async def failed(pool):
@@ -222,7 +234,7 @@ async def renamed(pool):
 
 SCENES = [two, alone, deferred, failed, timed_out]
 BY_SPANS = [gives_up, renamed]
-HOOKED = [batch, nested, aborted, exhausted, worker_killed]
+HOOKED = [batch, later_in_block, nested, aborted, exhausted, worker_killed]
 """What only the hooks can tell, and no span."""
 
 

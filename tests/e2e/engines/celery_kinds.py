@@ -23,7 +23,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.instrumentation.celery import CeleryInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
-from telling import at, execution, spawn, step, stop_at_sigterm, tell
+from telling import at, execution, for_later, spawn, step, stop_at_sigterm, tell
 
 BROKER = os.environ.get("BROKER") or os.environ.setdefault("BROKER", sys.argv[1])
 # A process that the worker stops has time to send a span that it ends, only if it sends it at once.
@@ -458,7 +458,7 @@ def countdown(stage):
     result = store.apply_async((1,), countdown=1.5)
     stage.events.wait(result.id, "task-succeeded")
     received = stage.events.of(result.id, "task-received")[0]
-    # Hooks know when it was due, and not that it was asked for before.
+    # By the hooks, a run starts with its first step; before, it is pending.
     more = {} if HOOKS else {"asked_at": asked, "scheduled_at": received["eta"]}
     told = stage.step(result.id, **more)
     return [execution(NAME + "store", "completed", [told])], ()
@@ -563,7 +563,7 @@ def retry_with_eta(stage):
     result = due.apply_async((1,), countdown=1)
     stage.events.wait(result.id, "task-succeeded")
     received = stage.events.of(result.id, "task-received")[0]
-    # Hooks know when it was due, and not that it was asked for before.
+    # By the hooks, a run starts with its first step; before, it is pending.
     more = {} if HOOKS else {"asked_at": asked, "scheduled_at": received["eta"]}
     told = stage.step(result.id, **more)
     return [execution(NAME + "due", "completed", [told])], ()
@@ -714,6 +714,17 @@ def in_block(stage):
     return [execution("celery nightly", "completed", steps)], ()
 
 
+def later_in_block(stage):
+    """A task with a countdown, in a run that has begun."""
+    with tachograph.integrations.celery.together("celery later"):
+        soon, asked = fetch.delay(1), at(time.time())
+        later = store.apply_async((1,), countdown=1.5)
+    stage.events.wait(later.id, "task-succeeded")
+    due = stage.events.of(later.id, "task-received")[0]["eta"]
+    first, second = stage.step(soon.id), stage.step(later.id)
+    return [execution("celery later", "completed", [first, for_later(second, asked, due, first["started_at"])])], ()
+
+
 def group_partly_failed(stage):
     with trace.get_tracer("shop").start_as_current_span("nightly"):
         results = group(fetch.s(1), price.s(2), unreachable.s(3)).apply_async().results
@@ -838,7 +849,7 @@ BY_SPANS = [
     group_partly_failed, chord_error_callback, chord_with_retry, chord_in_chord, replaced_by_chord,
     revoked_between_tries, eager, in_chunks,
 ]  # fmt: skip
-HOOKED = [group_of_chains, in_block]
+HOOKED = [group_of_chains, in_block, later_in_block]
 """What only the hooks can tell, and no span."""
 SCENES = OF_LIVE if LIVE else [*OTHERS, *BY_SPANS, *(HOOKED if HOOKS else ())]
 

@@ -22,7 +22,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry_instrumentor_dramatiq import DramatiqInstrumentor
-from telling import at, execution, spawn, step, stop_at_sigterm, tell
+from telling import at, execution, for_later, spawn, step, stop_at_sigterm, tell
 
 BROKER = os.environ.get("BROKER") or os.environ.setdefault("BROKER", sys.argv[1])
 JOURNAL = os.environ.setdefault("JOURNAL", os.path.abspath("dramatiq.jsonl"))
@@ -190,6 +190,18 @@ def delayed():
     return [execution("extract", "completed", [told_of])], [{"step": "extract", "field": "scheduled_at"}]
 
 
+def later_in_block():
+    """A message that is delayed, in a run that has begun."""
+    with together("dramatiq later"):
+        soon = extract.send()
+        later = work.send_with_options(delay=1500)
+    wait(later, "completed")
+    asked, due = at(later.message_timestamp / 1000), at((later.message_timestamp + 1500) / 1000)
+    first, second = told(soon), told(later)
+    second = for_later(second, asked, due, first["started_at"])
+    return [execution("dramatiq later", "completed", [first, second])], []
+
+
 def failed():
     message = broken.send()
     wait(message, "failed", 2)
@@ -272,7 +284,7 @@ UNKNOWN = {
 """What spans cannot tell of a scene, in words."""
 
 SCENES = [pipeline, group, alone, delayed, failed, nested]
-HOOKED = [callback, pipeline_failed, timed_out, worker_killed]
+HOOKED = [callback, later_in_block, pipeline_failed, timed_out, worker_killed]
 """What only the middleware can tell, and no span."""
 
 

@@ -10,9 +10,10 @@ import os
 import signal
 import sys
 import time
+from datetime import UTC
 
 from huey import CancelExecution, RedisHuey, chord, signals
-from telling import at, execution, play_scenes, spawn, step, stop_at_sigterm, tell
+from telling import at, execution, for_later, play_scenes, spawn, step, stop_at_sigterm, tell
 
 import tachograph
 import tachograph.integrations.huey
@@ -195,6 +196,17 @@ def later():
     return [execution("huey_kinds.extract", "completed", [told(sent.id)])]
 
 
+def later_in_block():
+    """A task with a delay, in a run that has begun."""
+    with tachograph.integrations.huey.together("huey later"):
+        soon, asked = extract(), time.time()
+        sent = work.schedule((1,), delay=2)
+    wait(sent.id, "completed")
+    first, second = told(soon.id), told(sent.id)
+    due = at(sent.task.eta.replace(tzinfo=UTC).timestamp())
+    return [execution("huey later", "completed", [first, for_later(second, at(asked), due, first["started_at"])])]
+
+
 def revoked():
     sent = extract.schedule(delay=2)
     sent.revoke()
@@ -227,7 +239,19 @@ def worker_killed():
 
 
 CONSUMER = []
-SCENES = [pipeline, callback, failed, handled, nested, later, revoked, cancelled, timed_out, worker_killed]
+SCENES = [
+    pipeline,
+    callback,
+    failed,
+    handled,
+    nested,
+    later,
+    later_in_block,
+    revoked,
+    cancelled,
+    timed_out,
+    worker_killed,
+]
 
 
 def main(names):

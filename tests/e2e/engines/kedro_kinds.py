@@ -76,6 +76,22 @@ def failed_processes():
     return [play("failing", ParallelRunner(max_workers=2), fails=True)]
 
 
+def cancelled():
+    """Ctrl-C."""
+    if os.path.exists(JOURNAL):
+        os.unlink(JOURNAL)
+    process = spawn([sys.executable, __file__, "--stuck"], "cancelled.log", env={**os.environ, "JOURNAL": JOURNAL})
+    while not any(entry["node"] == "stuck" for entry in entries()):
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    process.wait(60)
+    begun = at(entries()[0]["at"])
+    os.unlink(JOURNAL)
+    # No hook hears of it: the end is that of the process.
+    told = step("stuck", "cancelled", 1, [], started_at=begun)
+    return [execution("kedro_shop stuck", "cancelled", [told])]
+
+
 def killed():
     process = spawn([sys.executable, __file__, "--stuck"], "killed.log", env={**os.environ, "JOURNAL": JOURNAL})
     while not any(entry["node"] == "stuck" for entry in entries()):
@@ -89,7 +105,7 @@ def killed():
     return [run]
 
 
-SCENES = [sequential, threads, processes, failed, failed_processes, killed]
+SCENES = [sequential, threads, processes, failed, failed_processes, cancelled, killed]
 
 
 def main(names):

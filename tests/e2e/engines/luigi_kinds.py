@@ -285,6 +285,21 @@ def missing():
     return [execution("NeedsMissing", "failed", steps)]
 
 
+def cancelled():
+    """Ctrl-C."""
+    name = day()
+    process = spawn([sys.executable, __file__, "--stuck", name], "cancelled.log")
+    task = Stuck(name)
+    deadline = time.monotonic() + 60
+    while not entries(task) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    begun = at(entries(task)[0]["at"])
+    os.kill(process.pid, signal.SIGINT)
+    process.wait(60)
+    return [execution("Stuck", "cancelled", [step("Stuck", "cancelled", 1, [], started_at=begun,
+                                                  ended_at=at(entries(task)[-1]["at"]))])]  # fmt: skip
+
+
 def worker_killed():
     name = day()
     process = spawn([sys.executable, __file__, "--stuck", name], "worker.log")
@@ -302,7 +317,7 @@ def worker_killed():
 
 
 SCENES = [fan, processes, failed, again, retried, retried_processes, exhausted,
-          exhausted_processes, dynamic, timed_out, killed, missing,
+          exhausted_processes, dynamic, timed_out, killed, missing, cancelled,
           worker_killed]  # fmt: skip
 
 

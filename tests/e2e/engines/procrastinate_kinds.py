@@ -13,7 +13,7 @@ import sys
 import time
 
 import procrastinate
-from telling import at, execution, spawn, step, stop_at_sigterm, tell
+from telling import at, execution, for_later, spawn, step, stop_at_sigterm, tell
 
 import tachograph
 import tachograph.integrations.procrastinate
@@ -147,6 +147,21 @@ async def later():
     return [execution("extract", "completed", [await told(job_id)])]
 
 
+async def later_in_block():
+    """A job for a later time, in a run that has begun."""
+    with tachograph.integrations.procrastinate.together("later"):
+        soon = await extract.defer_async()
+        sent = await work.configure(schedule_in={"seconds": 2}).defer_async(number=1)
+    await ended(sent)
+    (job,) = await app.job_manager.list_jobs_async(id=sent)
+    (asked,) = await app.connector.execute_query_all_async(
+        "SELECT at FROM procrastinate_events WHERE job_id = %(job_id)s AND type = 'deferred'", job_id=sent
+    )
+    first, second = await told(soon), await told(sent)
+    second = for_later(second, at(asked["at"].timestamp()), at(job.scheduled_at.timestamp()), first["started_at"])
+    return [execution("later", "completed", [first, second])]
+
+
 async def cancelled():
     job_id = await extract.configure(schedule_in={"seconds": 60}).defer_async()
     assert await app.job_manager.cancel_job_by_id_async(job_id)
@@ -186,7 +201,7 @@ async def worker_killed():
     return [run]
 
 
-SCENES = [batch, together, failed, locked, nested, later, cancelled, aborted, unknown, worker_killed]
+SCENES = [batch, together, failed, locked, nested, later, later_in_block, cancelled, aborted, unknown, worker_killed]
 
 
 async def main(names):

@@ -17,8 +17,21 @@ from tachograph.integrations import ray as integration
 
 
 @ray.remote
+def inner(number):
+    time.sleep(0.1)
+    return number
+
+
+@ray.remote
 def outer():
-    return ray.get(extract.remote())
+    return ray.get([inner.remote(number) for number in range(2)])
+
+
+@ray.remote
+def stuck(path):
+    open(path, "w").close()
+    for _ in range(6000):
+        time.sleep(0.1)  # What cancels it does not wake it.
 
 
 def seen(names, status="completed", workflow="ray nightly", **more):
@@ -58,7 +71,32 @@ def process_killed():
     return seen({"survive"}, workflow="ray killed")
 
 
-SCENES = [pipeline, actor, failed, process_killed]
+def nested():
+    """A task that asks for others: they are parts of it."""
+    with integration.run("ray nested"):
+        ray.get(outer.remote())
+    executions = seen({"outer", "inner"}, workflow="ray nested")
+    for told in executions[0]["steps"]:
+        if told["name"] == "inner":
+            told["parent"] = "outer"
+    return executions
+
+
+def cancelled():
+    """A task that runs, and is cancelled."""
+    path = os.path.abspath(f"stuck-{time.time_ns()}")
+    with contextlib.suppress(ray.exceptions.TaskCancelledError), integration.run("ray cancelled"):
+        held = stuck.remote(path)
+        while not os.path.exists(path):
+            time.sleep(0.05)
+        ray.cancel(held)
+        ray.get(held)
+    (told,) = seen({"stuck"}, workflow="ray cancelled")[0]["steps"]
+    told["status"] = told["tries"][0]["status"] = "cancelled"
+    return [execution("ray cancelled", "failed", [told], status_or=["cancelled"])]
+
+
+SCENES = [pipeline, actor, failed, process_killed, nested, cancelled]
 
 
 def main(names):

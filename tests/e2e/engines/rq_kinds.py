@@ -24,9 +24,9 @@ from rq import Callback, Queue, Repeat, Retry, Worker, get_current_job
 from rq.command import send_stop_job_command
 from rq.group import Group
 from rq.job import Dependency, Job
-from rq.registry import StartedJobRegistry
+from rq.registry import ScheduledJobRegistry, StartedJobRegistry
 from rq.results import Result
-from telling import execution, spawn, step, stop_at_sigterm, tell, without_module
+from telling import execution, for_later, spawn, step, stop_at_sigterm, tell, without_module
 
 if os.environ.get("HOOKS") == "1":
     import tachograph
@@ -314,6 +314,19 @@ def with_callbacks(queue):
     return [execution("rq callbacks", "failed", steps, error="RuntimeError: no item 1")], []
 
 
+def later_in_block(queue):
+    """A job for a later time, in a run that has begun."""
+    with together("rq later"):
+        soon = queue.enqueue("rq_kinds.extract")
+        later = queue.enqueue_in(timedelta(seconds=3), "rq_kinds.merge")
+    due = ScheduledJobRegistry(queue=queue).get_scheduled_time(later)
+    wait(later, "finished")
+    first, second = told(soon, {}), told(later, {})
+    second = for_later(second, f"{later.created_at:%Y-%m-%dT%H:%M:%S.%fZ}", f"{due:%Y-%m-%dT%H:%M:%SZ}",
+                       first["started_at"])  # fmt: skip
+    return [execution("rq later", "completed", [first, second])], []
+
+
 def stopped(queue):
     job = queue.enqueue("rq_kinds.hang")
     wait(job, "started")
@@ -358,7 +371,7 @@ UNKNOWN = {
 
 SCENES = [pipeline, retry_later, later, failed, alone, timed_out, killed, nested, exhausted]
 BY_SPANS = [repeated, with_callbacks]
-HOOKED = [group, stopped, requeued, worker_killed]
+HOOKED = [group, later_in_block, stopped, requeued, worker_killed]
 """What only the hooks can tell, and no span."""
 
 

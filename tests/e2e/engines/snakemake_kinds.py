@@ -37,7 +37,8 @@ def kept():
         if path.is_file():
             name = "".join(path.relative_to(WORK / ".snakemake" / "metadata").parts).replace("@", "")
             records[base64.b64decode(name).decode()] = json.loads(path.read_text())
-    return records
+    # Of a job that failed, there may be a record of an output that was not made.
+    return {output: record for output, record in records.items() if (WORK / output).exists()}
 
 
 def command(target, *options):
@@ -145,7 +146,7 @@ def cancelled():
 def killed():
     process = spawn(command("stuck"), "killed.log")
     wait_for("stuck")
-    (begun,) = [record["starttime"] for record in kept().values()]
+    begun = min([record["starttime"] for record in kept().values()], default=entries()[0]["at"])
     lost = execution("snakemake_shop", "lost", [step("stuck", "lost", 1, [], started_at=at(begun))])
     tell("snakemake_at_work", [lost], goes_on=True)
     os.killpg(process.pid, signal.SIGKILL)

@@ -54,6 +54,11 @@ def at(seconds):
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
+def for_later(entry, asked, due, begun):
+    """A step that was asked for a later time, in a run that had ``begun``: waits are counted from then on."""
+    return entry | {"asked_at": max(asked, begun, key=datetime.fromisoformat), "scheduled_at": due}
+
+
 def may_be_open(fields):
     """What was killed seems to run, or to wait, until its lease has passed."""
     if fields["status"] == "lost":

@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 
 from tachograph.clock import NS
 from tachograph.events import Event
+from tachograph.identity import derived_trace_id, reported_execution_id
 from tachograph_exporter.ingest.announcements import (
     Announced,
     as_announced,
@@ -45,6 +46,7 @@ from tachograph_exporter.ingest.trace_executions import Reading, TraceExecutions
 from tachograph_exporter.ingest.trace_groups import TraceGroups
 from tachograph_exporter.store import lineage as rows
 from tachograph_exporter.store import locking
+from tachograph_exporter.store.executions import trace_of_any
 from tachograph_exporter.store.lineage import LineageRows, StoredEvent
 
 MAX_TRACE_EVENTS: Final = 200_000
@@ -52,6 +54,8 @@ MAX_TRACE_EVENTS: Final = 200_000
 encode_event: Final = msgspec.msgpack.Encoder().encode
 """What is read of an event, as it is stored."""
 _decoder: Final = msgspec.msgpack.Decoder(LineageEvent)
+
+_DEFAULT_WORKSPACE: Final = "default"
 
 
 class Arrived(NamedTuple):
@@ -94,7 +98,7 @@ class LineageStore:
         """Store events, and bring the executions of their traces up to date; ``is_hurried``: the latter is deferred."""
         locking.lock(connection)
         now = time.time_ns()
-        by_trace, known_traces, emptied = self._placed(connection, workspace_id, arrived)
+        by_trace, known_traces, emptied = self._placed(connection, workspace_id, workspace, arrived)
         old = [trace_id for trace_id in by_trace if trace_id in known_traces]
         counts = rows.counts_of(connection, workspace_id, old)
         ids = [event_id for trace_id in old for event_id in by_trace[trace_id]]
@@ -141,7 +145,7 @@ class LineageStore:
         )
 
     def _placed(
-        self, connection: Connection, workspace_id: str, arrived: Iterable[Arrived]
+        self, connection: Connection, workspace_id: str, workspace: str, arrived: Iterable[Arrived]
     ) -> tuple[dict[str, dict[str, Arrived]], AbstractSet[str], AbstractSet[str]]:
         """The events by trace and id, the traces that were known, and those of them that have moved into others."""
         events = list({item.event.event_id: item for item in arrived}.values())
@@ -166,7 +170,9 @@ class LineageStore:
             if not targets:
                 event = item.event
                 top = event.root or event.parent
-                target = trace_id_of(workspace_id, top.run_id if top is not None else event.run_id)
+                target = self._trace_of_hooks(connection, workspace_id, workspace, event) or trace_id_of(
+                    workspace_id, top.run_id if top is not None else event.run_id
+                )
             else:
                 old = [trace_id for trace_id in targets if trace_id in known] or targets
                 target = old[0] if len(old) == 1 else self._best(connection, workspace_id, old)
@@ -181,6 +187,18 @@ class LineageStore:
         for item in events:
             by_trace[settled[keys[item.event.event_id][0]]][item.event.event_id] = item
         return by_trace, {final(trace_id) for trace_id in stored.values()}, emptied
+
+    def _trace_of_hooks(
+        self, connection: Connection, workspace_id: str, workspace: str, event: LineageEvent
+    ) -> str | None:
+        """The trace of the run of Airflow that an event tells of, as hooks report it, or will; None: of another one."""
+        facts = event.airflow
+        if facts is None or not facts.dag_id or not facts.run_id:
+            return None
+        # Those who report may not know of the workspace that their token stands for.
+        ids = [reported_execution_id(slug, facts.dag_id, facts.run_id) for slug in (workspace, _DEFAULT_WORKSPACE)]
+        known = trace_of_any(connection, workspace_id, ids)
+        return known if known is not None else derived_trace_id(ids[0])
 
     def _best(self, connection: Connection, workspace_id: str, trace_ids: Sequence[str]) -> str:
         """Into which of these traces the others move: one that an engine's own spans are in, if there is one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
 
 import msgspec
@@ -24,9 +25,11 @@ from tachograph_exporter.store.schema import (
 )
 from tachograph_exporter.store.state import RESOURCES_SINCE
 from tachograph_exporter.store.steps import steps_of
-from tachograph_exporter.store.totals import CountedExecution, CountedReport, CountedStep, WorkflowTotals
+from tachograph_exporter.store.totals import CountedExecution, CountedReport, CountedStep, PackedTotals, WorkflowTotals
 
 CHUNK: Final = 400
+MAX_STEPS: Final = 5_000
+"""Steps that are read and counted at once."""
 _executions = workflow_executions.c
 _steps = workflow_step_executions.c
 
@@ -76,20 +79,13 @@ _STEPS_OF: Final = select(
 ).where(
     _steps.rank >= FIRST_TERMINAL_STEP_RANK, _steps.execution_id.in_(bindparam("ids", expanding=True))
 )  # fmt: skip
-_STEPS_AS_JSON: Final = (
-    select(
-        _steps.execution_id,
-        func.json_group_array(
-            func.json_array(
-                _steps.step_id, _steps.name, _steps.status, _steps.started_ns, _steps.finished_ns, _steps.attempt,
-                _steps.dependency_ns, _steps.queue_ns, _steps.backoff_ns, _steps.run_ns, _steps.unaccounted_ns,
-                _steps.scheduled_ns, _steps.folded, counted_resources(_steps), _steps.span_id, _steps.skip_reason,
-            )
-        ),
-    )
-    .where(_steps.rank >= FIRST_TERMINAL_STEP_RANK, _steps.execution_id.in_(bindparam("ids", expanding=True)))
-    .group_by(_steps.execution_id)
-)  # fmt: skip
+_PAGE_OF_STEPS: Final = (
+    _STEPS_OF.order_by(_steps.execution_id, _steps.step_id)
+    .limit(bindparam("limit"))
+    .offset(bindparam("offset"))
+    .subquery()
+)
+_STEPS_AS_JSON: Final = select(func.json_group_array(func.json_array(*_PAGE_OF_STEPS.c)))
 _attempts = workflow_step_attempts.c
 _EARLIER_OF: Final = (
     select(_attempts.execution_id, _attempts.step_id, _attempts.attempt, counted_resources(_attempts))
@@ -162,6 +158,9 @@ class Observer(Protocol):
     def report(self, execution_id: str, report: CountedReport) -> None:
         """A report of a step of one of them."""
 
+    def pack(self) -> None:
+        """Some thousand steps were told of: what is kept of them may take less memory now."""
+
 
 def _executions_of(connection: Connection, ids: Sequence[str]) -> dict[str, ExecutionRow]:
     return _read(connection, connection.execute(_ENDED_EXECUTIONS, {"ids": ids}))
@@ -204,10 +203,15 @@ def _steps_of(connection: Connection, execution_ids: Collection[str]) -> Iterato
 def _step_rows(connection: Connection, execution_ids: Collection[str]) -> Iterator[CountedStepRow]:
     """The same, without the field ``earlier``."""
     if connection.dialect.name == "sqlite":
-        # One row an execution: the driver releases the GIL for every row, and a busy workflow is slow to give it back.
-        for execution_id, steps in connection.execute(_STEPS_AS_JSON, {"ids": list(execution_ids)}):
-            for step in _decode_steps(steps):
-                yield (execution_id, *step)
+        # As one row: the driver releases the GIL for every row, and a busy workflow is slow to give it back.
+        parameters, offset = {"ids": list(execution_ids), "limit": MAX_STEPS}, 0
+        while True:
+            text = connection.execute(_STEPS_AS_JSON, {**parameters, "offset": offset}).scalar_one()
+            steps = _decode_steps(text)
+            yield from steps
+            if len(steps) < MAX_STEPS:
+                break
+            offset += MAX_STEPS
     else:
         result = connection.execute(_STEPS_OF, {"ids": list(execution_ids)})
         # The driver's own tuples, one at a time: a run of ten thousand steps must not trigger garbage collections.
@@ -274,9 +278,17 @@ def count(
         counted = _count_executions(executions, totals_of)
         if observer is not None:
             observer.executions(connection, executions)
-        groups, rest = grouped(_steps_of(connection, executions), _AS_READ, _plain_for(observer))
-        _count_steps(rest, counted, observer)
-        _count_plain(groups, _AS_READ, executions, counted, observer)
+        steps = _steps_of(connection, executions)
+        # A run of very many steps need not be in memory as a whole.
+        while part := list(islice(steps, MAX_STEPS)):
+            groups, rest = grouped(part, _AS_READ, _plain_for(observer))
+            _count_steps(rest, counted, observer)
+            _count_plain(groups, _AS_READ, executions, counted, observer)
+            for totals, _, _ in counted.values():
+                if isinstance(totals, PackedTotals):
+                    totals.pack()
+            if observer is not None:
+                observer.pack()
         for execution_id, _, _, report in _reports_of(connection, executions):
             counted[execution_id][0].add_report(report)
             if observer is not None:

@@ -17,7 +17,7 @@ from tachograph_exporter.store.rollups.counting import (
 )
 from tachograph_exporter.store.rollups.fresh import NOTHING_FRESH, Fresh
 from tachograph_exporter.store.rollups.rows import RollupRows
-from tachograph_exporter.store.totals import WorkflowTotals
+from tachograph_exporter.store.totals import PackedTotals
 
 
 def fold(
@@ -34,7 +34,7 @@ def fold(
     the executions. ``observer``: sees the rows of all of them that have ended, as they are now.
     ``fresh``: those of ``ids`` that need not be read.
     """
-    added: dict[Key, dict[int, WorkflowTotals]] = defaultdict(lambda: defaultdict(WorkflowTotals))
+    added: dict[Key, dict[int, PackedTotals]] = defaultdict(lambda: defaultdict(PackedTotals))
     stale: dict[Key, set[int]] = defaultdict(set)
     newly_ended = [execution_id for execution_id in ids if execution_id not in before]
     count(connection, newly_ended, lambda key, bucket: added[key][bucket], observer, fresh)

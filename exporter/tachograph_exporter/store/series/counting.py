@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
+import msgspec
 from sqlalchemy import Connection, bindparam, func, select
 
 from tachograph.distribution import DURATION_BUCKETS, Distribution, DistributionRow, Sum
@@ -45,7 +46,9 @@ from tachograph_exporter.store.series.values import (
     Observed,
     Value,
     code_of,
+    decode_amounts,
     empty,
+    encode_amounts,
 )
 from tachograph_exporter.store.totals import CountedReport, critical_ns_of, decode_folded
 
@@ -129,15 +132,32 @@ class _StepCounts:
                 amounts[code] = value if -_LARGE < value < _LARGE else str(value)
         return amounts
 
+    @classmethod
+    def decode(cls, encoded: bytes) -> _StepCounts:
+        """What was encoded of them."""
+        counts = cls()
+        for code, amount in decode_amounts(encoded).items():
+            if isinstance(amount, Observed):
+                counts.amounts[code] = Distribution.from_row(amount.values)
+                counts.exemplars[code] = dict(amount.exemplars)
+            elif amount is not None:
+                counts.amounts[code] = int(amount)
+        return counts
+
 
 _LARGE: Final = 1 << 63
+_NOTHING: Final = encode_amounts({})
 
 
 class Counted:
     """What executions add to the series: by workflow, step and code."""
 
+    MAX_UNPACKED: Final = 1_000
+
     def __init__(self) -> None:
         self.by_workflow: dict[Key, dict[str, _StepCounts]] = {}
+        # Of workflows with very many steps, encoded: that takes a tenth of the memory.
+        self._packed: dict[tuple[Key, str], bytes] = {}
 
     def step(self, key: Key, name: str) -> _StepCounts:
         steps = self.by_workflow.get(key)
@@ -145,27 +165,44 @@ class Counted:
             steps = self.by_workflow[key] = {}
         counts = steps.get(name)
         if counts is None:
-            counts = steps[name] = _StepCounts()
+            packed = self._packed.pop((key, name), None) if self._packed else None
+            counts = steps[name] = _StepCounts() if packed is None else _StepCounts.decode(packed)
         return counts
+
+    def pack(self) -> None:
+        """Keep what is added to the steps of a workflow encoded, if they are many."""
+        for key, steps in self.by_workflow.items():
+            if len(steps) > self.MAX_UNPACKED:
+                for name in [name for name in steps if name]:
+                    self._packed[key, name] = encode_amounts(steps.pop(name).encoded())
+
+    def _unpack(self) -> None:
+        for key, name in list(self._packed):
+            self.step(key, name)
 
     def values(self, key: Key) -> dict[str, dict[Code, Value]]:
         """What is added to the series of a workflow, by step and code."""
+        self._unpack()
         for counts in self.by_workflow.get(key, {}).values():
             counts.settle()
         return {step: dict(counts.amounts) for step, counts in self.by_workflow.get(key, {}).items()}
 
-    def take(self, key: Key) -> dict[str, dict[Code, Amount]]:
-        """The amounts of a workflow's delta, without what came to nothing. It is forgotten here."""
+    def take(self, key: Key) -> dict[str, msgspec.Raw]:
+        """The amounts of a workflow's delta by step, encoded, without what came to nothing. It is forgotten here."""
         # One by one: of a run of very many steps both forms need not be there at once.
-        taken, encoded = self.by_workflow.pop(key), dict[str, dict[Code, Amount]]()
+        taken, encoded = self.by_workflow.pop(key), dict[str, msgspec.Raw]()
         while taken:
             step, counts = taken.popitem()
             if amounts := counts.encoded():
-                encoded[step] = amounts
+                encoded[step] = msgspec.Raw(encode_amounts(amounts))
+        for of_key, step in [place for place in self._packed if place[0] == key]:
+            if (packed := self._packed.pop((of_key, step))) != _NOTHING:
+                encoded[step] = msgspec.Raw(packed)
         return encoded
 
     def add(self, other: Counted, sign: int) -> None:
         """Add what others were counted as, or take it away."""
+        other._unpack()
         for key, steps in other.by_workflow.items():
             for name, counts in steps.items():
                 counts.settle()
@@ -346,6 +383,10 @@ class SeriesCounter:
         counts.count(attempts, len(steps.durations_ns))
         for use, _ in steps.uses:
             _count_resources(counts, use)
+
+    def pack(self) -> None:
+        """See `Counted.pack`."""
+        self.counted.pack()
 
     def report(self, execution_id: str, report: CountedReport) -> None:
         """Count a measure or cost that a step reported."""

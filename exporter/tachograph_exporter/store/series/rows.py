@@ -76,7 +76,10 @@ def announce(connection: Connection, key: Key, steps: Iterable[str], now_ns: int
     _insert(connection, {key: foreseen(frozenset(steps))}, now_ns)
 
 
-def _insert(connection: Connection, amounts: Mapping[Key, Mapping[str, Mapping[Code, Amount]]], now_ns: int) -> int:
+def _insert(
+    connection: Connection, amounts: Mapping[Key, Mapping[str, Mapping[Code, Amount] | msgspec.Raw]], now_ns: int
+) -> int:
+    """Insert deltas; the amounts of their steps may be encoded already."""
     if amounts:
         # A reader that has seen a number looks for higher ones only.
         locking.claim(connection, Claim.ORDER)

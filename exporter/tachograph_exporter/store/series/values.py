@@ -277,6 +277,8 @@ class Delta(msgspec.Struct, array_like=True, gc=False):
     steps: dict[str, dict[Code, Amount]]
 
 
+encode_amounts: Final = msgspec.msgpack.Encoder().encode
+decode_amounts: Final = msgspec.msgpack.Decoder(dict[str, Amount]).decode
 encode_delta: Final = msgspec.msgpack.Encoder().encode
 decode_delta: Final = msgspec.msgpack.Decoder(Delta).decode
 

@@ -83,6 +83,10 @@ def _of_step(execution_id: str, step: StoredStep, usual: Usual, now_ns: int) -> 
     url = timeline_url(execution_id, step.name)
     if step.status == "pending" and step.started_ns is None:
         since = step.ready_ns if step.ready_ns is not None else now_ns
+        if since > now_ns:
+            left = (since - now_ns) / NS
+            text = f"Step “{step.name}” is asked for a later time: it is due in {length(left)}."
+            return claim("scheduled", step.name, text, CERTAIN, url, step=step.name, due=rfc3339(since))
         waited = max(0, now_ns - since) / NS
         text = f"Step “{step.name}” has been ready for {length(waited)} and waits for a slot."
         return claim("queue", step.name, text, CERTAIN, url, step=step.name, queue_seconds=waited)

@@ -1,9 +1,12 @@
 """Airflow DAGs as users write them; Airflow traces them itself."""
 
+import os
+import signal
 from datetime import datetime, timedelta
 from time import sleep
 
 from airflow.exceptions import AirflowSkipException
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.providers.standard.sensors.time_delta import WaitSensor
 from airflow.sdk import dag, task, task_group
 
@@ -13,7 +16,7 @@ ONCE = {"schedule": "@once", "start_date": datetime(2026, 1, 1), "catchup": Fals
 @task
 def extract():
     sleep(0.2)
-    return [0, 1, 2]
+    return [*range(5)]
 
 
 @task
@@ -73,6 +76,23 @@ def after():
     raise AssertionError("never run")
 
 
+@task(retries=1, retry_delay=timedelta(seconds=1))
+def fragile(**context):
+    if context["ti"].try_number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dag(schedule=None, start_date=datetime(2026, 1, 1))
+def child():
+    load()
+
+
+@dag(**ONCE)
+def starting():
+    started = TriggerDagRunOperator(task_id="start", trigger_dag_id="child", wait_for_completion=True, poke_interval=1)
+    fragile() >> started
+
+
 @dag(**ONCE)
 def waiting():
     pause = WaitSensor(task_id="pause", time_to_wait=timedelta(seconds=4), deferrable=True, retries=2)
@@ -97,4 +117,6 @@ def failing():
 
 nightly()
 waiting()
+child()
+starting()
 failing()
