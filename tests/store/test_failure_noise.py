@@ -43,7 +43,7 @@ FOLDED: dict[str, tuple[str, ...]] = {
     "out of": ("3 out of 10", "17 out of 20"),
     "range": ("1..5", "1-5", "10–20", "3 — 9", "1 through 7", "5...9"),
     "currency before": ("USD 12.50", "EUR 3", "CHF 1'200.00", "GBP 0.99"),
-    "currency sign before": ("¥ 1000", "₹ 5,00,000", "R$ 5,00", "₩ 1200", "kr 50"),
+    "currency sign before": ("¥ 1000", "₹ 5,00,000", "R$ 5,00", "US$ 7", "₩ 1200", "kr 50"),
     "currency after": ("5 zł", "12.50 USD", "300 ₽", "7 kr"),
     # Times.
     "nanoseconds": ("2026-11-30T07:12:36.123456789Z", "2025-01-02T03:04:05.000000001Z"),
@@ -182,6 +182,9 @@ FOLDED: dict[str, tuple[str, ...]] = {
     "doubled quotes": ("'it''s'", "'a'", "'O''Brien''s'"),
     # Collections.
     "list of ids": ("a1,b2,c3", "a1, b2 and c3", "7;8;9", "1, 2, …", "[1, 2, ...]", "1, 2, ... 9"),
+    "list that is not whole": ("a1, b2, ... (5 more)", "1, 2, 3 (+4 more)", "1, 2 and 3 more", "1, 2, and 17 others"),
+    "half-open interval": ("[1,5)", "[2026-01-01, 2026-02-01)"),
+    "name in a directory": ("CN=bob,OU=x,DC=acme,DC=com", "CN=alice smith,OU=y,DC=acme,DC=com", "UID=b, OU=x, DC=org"),
     "slice of Go": ("[a1 b2 c3]", "[1 2 3]", "[]", "[7]"),
     "tuples": ("(1,)", "((1, 'a'), (2, 'b'))", "[(1, 2)]", "{(1, 2): 'x'}"),
     "nested JSON": ('{"a": {"b": [1, {"c": "d"}]}}', '{"k": "v"}', '[{"id": 1}, {"id": 2}]', '{"a":true,"b":[]}'),
@@ -275,6 +278,9 @@ APART: list[tuple[str, str]] = [
     ("code=Unavailable", "code=NotFound"),
     ("reason=OOMKilled", "reason=Evicted"),
     ("state=failed", "state=cancelled"),
+    ('err="disk full"', 'err="no route to host"'),
+    ('level=error msg="connection 17 refused"', 'level=error msg="connection 18 reset"'),
+    ("17 more rows than expected", "17 rows than expected"),
     ("cannot reach db-primary", "cannot reach db-replica"),
     ("no leader among the readers", "no leader among the writers"),
     ("column user_id is null", "column order_id is null"),

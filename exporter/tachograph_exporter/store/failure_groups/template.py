@@ -145,6 +145,13 @@ _LITERALS: Final = re.compile(rf"(?:<\*>|(?<![\w.]){_LITERAL})(?:\s*,\s*(?:<\*>|
 _JOINED: Final = re.compile(
     r"<\*>(?:(?:[\s,;:=|/+~x×*±—–-]|\b(?:and|or|to|of|at|vs|out of|through|und|et|um|à|alle|a las)\b|\.\.|…)*<\*>)+"
 )
+_AND_MORE: Final = re.compile(r"(?<=<\*>)(?:,? and <\*> (?:more|others?)(?!\w)| ?\(<\*> (?:more|others?)\))")
+"""That a list is not whole."""
+_HALF_OPEN: Final = f"[{VALUE})"
+"""An interval without its end."""
+_DIRECTORY_NAME: Final = re.compile(
+    r"(?<!\w)(?:CN|UID|OU|DC|O|L|ST|C)=[^,=\n\"'();]{1,100}(?:, ?(?:CN|UID|OU|DC|O|L|ST|C)=[^,=\s)\]}\"';:]{1,100})+"
+)
 _BRACKET: Final = re.compile(r"[()\[\]{}]")
 _OPENING: Final = {")": "(", "]": "[", "}": "{"}
 _ONLY_VALUE: Final = re.compile(r"\s*(?:<\*>)?[\s,]*")
@@ -205,7 +212,13 @@ _finished: Final = functools.lru_cache(512)(_finish)
 
 
 def _joined(text: str) -> str:
-    return _JOINED.sub(VALUE, _LITERALS.sub(_folded_literals, text)).replace(f"<{VALUE}>", VALUE)
+    if " more" in text or " other" in text:
+        text = _AND_MORE.sub("", text)
+    return (
+        _JOINED.sub(VALUE, _LITERALS.sub(_folded_literals, text))
+        .replace(f"<{VALUE}>", VALUE)
+        .replace(_HALF_OPEN, VALUE)
+    )
 
 
 def _folded_octets(match: re.Match[str]) -> str:
@@ -283,6 +296,8 @@ def _fold_rare(text: str) -> str:
         text = _PROGRESS.sub(VALUE, text)
     if " Time)" in text:
         text = _ZONE_NAME.sub("", text)
+    if ",DC=" in text or ",OU=" in text or ", DC=" in text or ", OU=" in text:
+        text = _DIRECTORY_NAME.sub(VALUE, text)
     if ")=(" in text:
         text = _KEY_VALUES.sub(f")={VALUE}", text)
     if " contains (" in text or " value is (" in text:

@@ -70,7 +70,7 @@ CARDINALS: Final = _words(
 """Numbers in words, and the parts of others such as thirty-two."""
 CURRENCIES: Final = _words(
     "usd eur gbp chf jpy cny inr cad aud nzd sek nok dkk pln czk huf ron bgn try brl mxn zar krw hkd sgd thb ils aed "
-    "rub uah btc eth kr rs r$"
+    "rub uah btc eth kr rs r$ us$ a$ c$"
 )
 """What may stand before a price."""
 ZONES: Final = _words(
