@@ -355,7 +355,8 @@ async def test_a_call_that_its_client_gives_up_while_it_is_stored_leaves_nothing
     with monkeypatch.context() as patch:
         patch.setattr(service.span_store, "commit", slow)
         async with local_door.channel() as channel:
-            call: Any = channel.unary_unary(EXPORT)(GOOD, timeout=60)
+            method: Any = channel.unary_unary(EXPORT)
+            call = method(GOOD, timeout=60)
             await entered.wait()
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
