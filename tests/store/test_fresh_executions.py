@@ -138,7 +138,6 @@ def test_what_is_in_a_batch_alone_is_counted_as_if_it_were_read(
 def test_a_run_of_very_many_steps_is_counted_part_by_part(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     # So that a few hundred steps are as many as tens of thousands, read and packed in several parts.
     monkeypatch.setattr(counting, "MAX_STEPS", 70)
-    monkeypatch.setattr(counting, "MANY", 1_000)
     monkeypatch.setattr(PackedTotals, "MAX_UNPACKED", 50)
     monkeypatch.setattr(Counted, "MAX_UNPACKED", 50)
     rng = random.Random(5)

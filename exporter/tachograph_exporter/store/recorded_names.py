@@ -59,7 +59,8 @@ UNIQUE: Final = frozenset({
 _ROOT: Final = 2
 _INTERNAL: Final = 1
 _RESOURCE: Final = {"service.name": RECORDED_SERVICE}
-_MAX_ROWS: Final = 100_000
+_MAX_ROWS: Final = 20_000
+"""Rows that are remembered: a run of very many steps would fill more with rows that never come again."""
 Place: TypeAlias = tuple[str, str]
 """An execution, and a step of it ("": the execution itself), by id."""
 _ROWS: Final[Day] = ("", 0)

@@ -79,20 +79,13 @@ _STEPS_OF: Final = select(
 ).where(
     _steps.rank >= FIRST_TERMINAL_STEP_RANK, _steps.execution_id.in_(bindparam("ids", expanding=True))
 )  # fmt: skip
-_STEPS_AS_JSON: Final = (
-    select(
-        _steps.execution_id,
-        func.json_group_array(
-            func.json_array(
-                _steps.step_id, _steps.name, _steps.status, _steps.started_ns, _steps.finished_ns, _steps.attempt,
-                _steps.dependency_ns, _steps.queue_ns, _steps.backoff_ns, _steps.run_ns, _steps.unaccounted_ns,
-                _steps.scheduled_ns, _steps.folded, counted_resources(_steps), _steps.span_id, _steps.skip_reason,
-            )
-        ),
-    )
-    .where(_steps.rank >= FIRST_TERMINAL_STEP_RANK, _steps.execution_id.in_(bindparam("ids", expanding=True)))
-    .group_by(_steps.execution_id)
-)  # fmt: skip
+_PAGE_OF_STEPS: Final = (
+    _STEPS_OF.order_by(_steps.execution_id, _steps.step_id)
+    .limit(bindparam("limit"))
+    .offset(bindparam("offset"))
+    .subquery()
+)
+_STEPS_AS_JSON: Final = select(func.json_group_array(func.json_array(*_PAGE_OF_STEPS.c)))
 _attempts = workflow_step_attempts.c
 _EARLIER_OF: Final = (
     select(_attempts.execution_id, _attempts.step_id, _attempts.attempt, counted_resources(_attempts))
@@ -124,10 +117,6 @@ _REPORTS_OF: Final = select(
 
 _decode_ids: Final = msgspec.json.Decoder(list[str]).decode
 _decode_steps: Final = msgspec.json.Decoder(list[tuple[Any, ...]]).decode
-MANY: Final = 1_000_000
-"""Characters of steps that are decoded one by one."""
-_split: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_decode_step: Final = msgspec.json.Decoder(tuple[Any, ...]).decode
 
 
 class ExecutionRow(NamedTuple):
@@ -214,10 +203,15 @@ def _steps_of(connection: Connection, execution_ids: Collection[str]) -> Iterato
 def _step_rows(connection: Connection, execution_ids: Collection[str]) -> Iterator[CountedStepRow]:
     """The same, without the field ``earlier``."""
     if connection.dialect.name == "sqlite":
-        # One row an execution: the driver releases the GIL for every row, and a busy workflow is slow to give it back.
-        for execution_id, steps in connection.execute(_STEPS_AS_JSON, {"ids": list(execution_ids)}):
-            for step in _decode_steps(steps) if len(steps) < MANY else map(_decode_step, _split(steps)):
-                yield (execution_id, *step)
+        # As one row: the driver releases the GIL for every row, and a busy workflow is slow to give it back.
+        parameters, offset = {"ids": list(execution_ids), "limit": MAX_STEPS}, 0
+        while True:
+            text = connection.execute(_STEPS_AS_JSON, {**parameters, "offset": offset}).scalar_one()
+            steps = _decode_steps(text)
+            yield from steps
+            if len(steps) < MAX_STEPS:
+                break
+            offset += MAX_STEPS
     else:
         result = connection.execute(_STEPS_OF, {"ids": list(execution_ids)})
         # The driver's own tuples, one at a time: a run of ten thousand steps must not trigger garbage collections.
