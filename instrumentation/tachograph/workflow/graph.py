@@ -6,7 +6,7 @@ its outcome is known only then.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 
 from tachograph.workflow.definition import Step
@@ -29,15 +29,18 @@ class Graph:
             if step.fallback_step is not None and (target := self.positions.get(step.fallback_step)) is not None:
                 self.fallback_of.setdefault(target, i)
         self.upstream: list[list[int]] = []
+        # Of many steps most may have none before or after them: they share one list, which nobody changes.
+        none: list[int] = []
         for i, step in enumerate(steps):
             upstream = [self.positions[name] for name in dict.fromkeys(step.depends_on_steps) if name in self.positions]
             if (primary := self.fallback_of.get(i)) is not None and primary not in upstream:
                 upstream.insert(0, primary)
-            self.upstream.append(upstream)
-        self.downstream: list[list[int]] = [[] for _ in steps]
+            self.upstream.append(upstream or none)
+        downstream: defaultdict[int, list[int]] = defaultdict(list)
         for i, upstream in enumerate(self.upstream):
             for j in upstream:
-                self.downstream[j].append(i)
+                downstream[j].append(i)
+        self.downstream: list[list[int]] = [downstream.get(i, none) for i in range(len(steps))]
 
     def order(self) -> list[int]:
         """Positions in topological order; steps on or behind a cycle are left out."""

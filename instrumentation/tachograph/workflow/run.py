@@ -35,6 +35,7 @@ from tachograph.workflow.attempts import StepAttempts
 from tachograph.workflow.conditions import compile_condition
 from tachograph.workflow.context import StepContext
 from tachograph.workflow.definition import Backoff
+from tachograph.workflow.graph import Graph
 from tachograph.workflow.handlers import HandlerRegistry
 from tachograph.workflow.node import OUTCOMES, Node
 from tachograph.workflow.plan import Plan
@@ -177,16 +178,21 @@ class Run:
 
     def close(self) -> None:
         """Called when the task of the execution is over. One that has not ended (it never got its turn) ends now."""
-        if self._has_finished:
-            return
-        self.abort(ExecutionStatus.CANCELLED, "its task was cancelled")
-        if not self._started_ns:
-            self._begin()
-        for node in self._nodes:
-            if node.status is StepStatus.RUNNING:
-                self._end(node, self.clock(), StepStatus.CANCELLED, self._stopped())
-        self._advance(to_the_end=True)
-        self._finish(self.clock())
+        if not self._has_finished:
+            self.abort(ExecutionStatus.CANCELLED, "its task was cancelled")
+            if not self._started_ns:
+                self._begin()
+            for node in self._nodes:
+                if node.status is StepStatus.RUNNING:
+                    self._end(node, self.clock(), StepStatus.CANCELLED, self._stopped())
+            self._advance(to_the_end=True)
+            self._finish(self.clock())
+        # A run and its task refer to each other until garbage is collected; its steps need not stay so long. A handler
+        # that goes on in its thread still has them.
+        self._graph = Graph(())
+        self._nodes = []
+        self.settled = SettledSteps(self._nodes, {})
+        self.outputs = Outputs(self._nodes, self._graph)
 
     def hold(self, reason: str) -> None:
         """Start no more steps. The execution ends as cancelled once its running steps have ended."""
