@@ -20,6 +20,8 @@ from tests.ingest.told import told_wrong
 from tests.ingest.truth import Truth, differences, read_truth, reference
 
 from tachograph.events import Event, ExecutionFinished
+from tachograph_exporter.ingest.built_in_rules import BUILT_IN
+from tachograph_exporter.ingest.rules import Role
 
 __all__ = ["intake"]
 
@@ -186,13 +188,38 @@ def test_clocks_that_are_minutes_apart_change_no_outcome(
     name: str, seconds: int, intake: Callable[[], Hurried]
 ) -> None:
     """Longer than the run took. Statuses and attempts are what they were, and nothing took less than no time."""
-    truth, items = read_truth(name), items_of(name)
+    items = items_of(name)
     root = min(items, key=lambda item: (bool(item[2].get("parentSpanId")), int(item[2]["startTimeUnixNano"])))
     shifted = [item if item[0] == root[0] else moved(item, seconds) for item in items]
     if shifted == items:
         pytest.skip("one process made all of its spans")
-    service = intake()
-    for item in shifted:
+    check_outcomes(name, shifted, intake())
+
+
+@pytest.mark.parametrize("seconds", [-SKEW_SECONDS, SKEW_SECONDS], ids=["behind", "ahead"])
+@pytest.mark.parametrize("name", ["arq_failed", "celery_chain_with_retry", "rq_later", "rq_repeated", "rq_pipeline"])
+def test_clocks_of_processes_that_do_not_say_who_they_are(
+    name: str, seconds: int, intake: Callable[[], Hurried]
+) -> None:
+    """Those of the workers are apart from those of who sends them work, and nothing tells one from the other."""
+    items = [anonymous(item) for item in items_of(name)]
+    items = [(items[0][0], scope, span) for _, scope, span in items]
+    in_workers = {
+        item[2]["spanId"] for item in items
+        if (rule := BUILT_IN.find(records(item)[0])) is not None and rule.role in (Role.STEP, Role.OUTCOME)
+    }  # fmt: skip
+    for item in sorted(items, key=lambda item: int(item[2]["startTimeUnixNano"])):
+        if item[2].get("parentSpanId") in in_workers:
+            in_workers.add(item[2]["spanId"])
+    moved_items = [moved(item, seconds) if item[2]["spanId"] in in_workers else item for item in items]
+    assert moved_items != items
+    check_outcomes(name, moved_items, intake())
+
+
+def check_outcomes(name: str, items: Sequence[Item], service: Hurried) -> None:
+    """Statuses and attempts are those of the truth, whatever the times; and nothing took less than no time."""
+    truth = read_truth(name)
+    for item in items:
         service.take(records(item))
     service.settle()
     timelines = service.timelines()
