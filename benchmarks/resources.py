@@ -194,7 +194,7 @@ def cost(console: Console) -> None:
 
     tachograph.configure(database="", url="", registry=None, spans=False)
     compared("that does nothing", lambda: None, CALLS, PAIRS)
-    compared("of 0.3 ms of work", lambda: sum(range(15_000)), CALLS, ROUNDS)
+    compared("of 0.3 ms of work", lambda: sum(range(15_000)), CALLS, PAIRS)
     compared("of 25 ms of waiting", lambda: time.sleep(0.025), LONG_CALLS, ROUNDS)
     meter.set_enabled(True)
     alone = [_calls(_start_and_stop, 5_000) for _ in range(ROUNDS)]

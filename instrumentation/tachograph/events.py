@@ -117,13 +117,15 @@ class ExecutionQueued(_ExecutionEvent, frozen=True, kw_only=True, gc=False, tag=
 class ExecutionStarted(_ExecutionEvent, frozen=True, kw_only=True, gc=False, tag="execution_started"):
     """An execution started. ``process`` owns it and sends heartbeats until it finishes.
 
-    ``expects``: what its code or its definition expects of the workflow.
+    ``expects``: what its code or its definition expects of the workflow. ``is_resumed``: it had been told of as ended,
+    because nothing of it went on that was known, and now something does.
     """
 
     step_count: int = 0
     inputs: str | None = None
     process: str = ""
     expects: Expectation | None = None
+    is_resumed: bool = False
 
 
 class ExecutionFinished(_ExecutionEvent, frozen=True, kw_only=True, gc=False, tag="execution_finished"):

@@ -336,3 +336,41 @@ async def test_a_call_that_is_being_stored_is_answered_before_the_service_ends(
         await entered.wait()
         loop.call_later(0.1, go_on.set)
     assert (await sending)[0] is grpc.StatusCode.OK
+
+
+async def test_a_call_that_its_client_gives_up_while_it_is_stored_leaves_nothing_behind(
+    local_door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it sent may be stored, once, however often the client sends it again."""
+    entered, go_on = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    service = local_door.api.service
+    commit: Callable[..., Any] = service.span_store.commit
+
+    def slow(work: Any) -> Any:
+        loop.call_soon_threadsafe(entered.set)
+        asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(60)
+        return commit(work)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.span_store, "commit", slow)
+        async with local_door.channel() as channel:
+            method: Any = channel.unary_unary(EXPORT)
+            call = method(GOOD, timeout=60)
+            await entered.wait()
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+        go_on.set()
+        for _ in range(2):
+            assert (await local_door.send())[0] is grpc.StatusCode.OK
+    assert service.receiver.stored == len(PLAIN)
+    page = await local_door.api.get("/api/workflows/executions")
+    assert page["total"] == 1
+    assert service.grpc_door is not None
+    for _ in range(3_000):
+        if not service.grpc_door.calls:
+            break
+        await asyncio.sleep(0.02)
+    assert service.grpc_door.calls == 0
+    assert service.receiver.reserve(receiver.MAX_BYTES), "room was not given back"

@@ -253,6 +253,37 @@ def test_a_connection_that_was_closed_meanwhile_is_opened_again(foreign: str) ->
         assert client.runs().total == 0
 
 
+def test_pages_that_never_end_are_refused(foreign: str) -> None:
+    page = b'{"items":[],"total":1,"skip":0,"limit":1,"next":"again"}'
+    Handler.answers = {"api": (200, {}, page)}
+    with Client(foreign) as client, pytest.raises(UnexpectedAnswer, match="comes after itself"):
+        client.runs()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_awaits_its_own_answers(foreign: str) -> None:
+    Handler.answers = {"api": (200, {}, b'{"items":[],"total":0,"skip":0,"limit":1,"next":null}')}
+    client = AsyncClient(foreign)
+
+    async def ask() -> int:
+        return (await client.runs()).total
+
+    assert asyncio.run(ask()) == 0
+    together = threading.Barrier(4)
+    for waiting in [client._threads.submit(together.wait) for _ in range(4)]:
+        waiting.result()  # All of its threads have been started.
+    child = os.fork()
+    if not child:
+        total = 1
+        try:
+            total = asyncio.run(asyncio.wait_for(ask(), 30))
+        finally:
+            os._exit(total)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert asyncio.run(ask()) == 0
+    asyncio.run(client.close())
+
+
 def test_the_client_loads_neither_the_service_nor_frames() -> None:
     program = (
         "import sys, tachograph.client\n"

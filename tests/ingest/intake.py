@@ -15,6 +15,7 @@ import msgspec
 from sqlalchemy import select, update
 from tests.store.test_rollups import differing
 
+from tachograph.clock import NS
 from tachograph.distribution import Distribution
 from tachograph.events import Event
 from tachograph_exporter.ingest.built_in_rules import BUILT_IN
@@ -73,6 +74,15 @@ class Intake:
         )
         assert not taken.refused
         return taken.stored
+
+    def pause(self, seconds: float) -> None:
+        """Let so much time pass without a span; what is due after that stays due."""
+        by_ns = round(seconds * NS)
+        is_due = traces.c.due_ns.is_not(None)
+        values = {"due_ns": traces.c.due_ns - by_ns, "changed_ns": traces.c.changed_ns - by_ns}
+        self.database.run(lambda c: c.execute(update(traces).where(is_due).values(values)))
+        for trace in self.database.run(claim_due):
+            reassemble(self.store, trace)
 
     def settle(self) -> None:
         """Let so much time pass without a span that every trace is assembled for the last time."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from tests.api.test_otlp import T0, S, export, span
 from tests.ingest.intake import Intake
 
@@ -231,6 +231,47 @@ def test_mapped_instances_are_one_series_with_the_engines_indexes(intake: Make) 
     assert {key[:2] for key in service.counted()} == {("sales", ""), ("sales", "work")}
 
 
+@pytest.mark.parametrize("engine", ["airflow", "prefect"])
+def test_two_hundred_mapped_instances_are_one_name_and_as_many_series_as_one(engine: str, intake: Make) -> None:
+    series: list[set[tuple[str, ...]]] = []
+    for count in (1, 200):
+        service = intake()
+        for trace in (1, 2):
+            root = span(
+                "dag_run.sales",
+                1,
+                0,
+                0,
+                900,
+                of={"airflow.dag_id": "sales", "airflow.dag_run.run_id": f"r{trace}"},
+                trace=trace,
+            )
+            works = [
+                span(f"task_run.work[{i}]", 2 + i, 1, i, i + 2, trace=trace,
+                     of={**airflow("work", 1, "success", i), "airflow.dag_run.run_id": f"r{trace}"})
+                for i in range(count)
+            ]  # fmt: skip
+            if engine == "prefect":
+                flow: dict[str, str | int] = {"prefect.run.type": "flow", "prefect.run.name": f"wise-owl-{trace}",
+                                              "prefect.run.id": f"run-{trace}", "prefect.flow.id": "f-1"}  # fmt: skip
+                root = span("wise-owl", 1, 0, 0, 900, of=flow, trace=trace)
+                works = [
+                    span(name, 2 + i, 1, i, i + 2, trace=trace,
+                         of={"prefect.run.type": "task", "prefect.run.name": name})
+                    for i in range(count) for name in [f"work-{(i * 7 + trace * 31) % 4096:03x}"]
+                ]  # fmt: skip
+            service.take(read(works[::-1]))
+            service.take(read([root]))
+        service.settle()
+        for timeline in service.timelines():
+            assert {step["step_name"] for step in timeline["step_timeline"]} == {"work"}
+            indexes = [step["step_index"] or 0 for step in timeline["step_timeline"]]
+            assert sorted(indexes) == list(range(count))
+            assert timeline["completed_step_count"] == count
+        series.append(set(service.counted()))
+    assert series[0] == series[1]
+
+
 def test_runs_of_a_flow_are_one_workflow_whatever_they_are_called(intake: Make) -> None:
     service = intake()
     for number, name in enumerate(("wise-owl", "shy-fox", "old-ant")):
@@ -360,3 +401,27 @@ def test_a_rule_of_the_users_goes_by_the_kind_of_a_span(intake: Make, tmp_path: 
     (step,) = timeline["step_timeline"]
     assert (step["step_name"], step["step_index"], step["wait"]["queue"]) == ("pull", "eu", 2)
     assert timeline["total_duration_seconds"] == 3
+
+
+def test_a_link_of_one_step_says_nothing_of_what_others_waited_for(intake: Make) -> None:
+    timeline = settled(
+        intake, span("nightly", 1, 0, 0, 9), span("pull", 2, 1, 0, 1), span("clean", 3, 1, 2, 3),
+        span("load", 4, 1, 4, 5, links=[2]), span("mail", 5, 1, 6, 7),
+    )  # fmt: skip
+    names = {step["step_id"]: step["step_name"] for step in timeline["step_timeline"]}
+    edges = {step["step_name"]: {names[other] for other in step["depends_on"]} for step in timeline["step_timeline"]}
+    assert (edges["pull"], edges["clean"], edges["load"]) == (set(), {"pull"}, {"pull"})
+    # Without a link: what had ended last when it was ready.
+    assert edges["mail"] >= {"load"}
+
+
+def test_a_run_whose_own_span_gives_no_reason_failed_with_its_first_step_that_did(intake: Make) -> None:
+    root = span("nightly", 1, 0, 0, 9)
+    root.status.code = Status.STATUS_CODE_ERROR
+    timeline = settled(
+        intake, root, span("pull", 2, 1, 0, 1), span("load", 3, 1, 5, 6, error="disk full"),
+        span("clean", 4, 1, 2, 4, error="no route"),
+    )  # fmt: skip
+    assert (timeline["status"], timeline["error_type"], timeline["error_message"]) == (
+        "failed", "ValueError", "no route",
+    )  # fmt: skip

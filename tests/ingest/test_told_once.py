@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -11,9 +12,10 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from tests.api.test_otlp import export, span
 from tests.ingest.hurried_intake import Hurried
-from tests.ingest.intake import intakes
+from tests.ingest.intake import counts_of, intakes
 from tests.ingest.told import told_wrong
 
+from tachograph.events import Event, ExecutionFinished, ExecutionStarted, StepFinished, StepRetrying
 from tachograph_exporter.ingest import span_rows, span_store
 from tachograph_exporter.ingest.spans import SpanRecord, records
 
@@ -196,3 +198,134 @@ def test_a_run_whose_own_span_is_missing_is_listed_though_what_it_called_has_end
     service.take(read(TRACES["flows in a flow"][3:]))
     service.settle()
     assert sorted(timeline["workflow_name"] for timeline in service.timelines()) == ["flow 1", "flow 2", "flow 3"]
+
+
+def dagster(number: int, start: float, end: float, *, error: str = "") -> Span:
+    of: dict[str, str | int] = {"dagster.run_id": "00000000-0000-4000-8000-000000000007", "dagster.job_name": "nightly",
+                                "dagster.step_key": f"step{number}"}  # fmt: skip
+    return span(f"step{number}", number, 0, start, end, of=of, error=error)
+
+
+def message(name: str, number: int, parent: int, start: float, end: float, kind: int, *, error: str = "") -> Span:
+    of_kind = span(name, number, parent, start, end, error=error)
+    of_kind.kind = kind  # type: ignore[assignment]
+    return of_kind
+
+
+PRODUCER, CONSUMER = Span.SPAN_KIND_PRODUCER, Span.SPAN_KIND_CONSUMER
+GOES_ON: Final[dict[str, tuple[list[Span], list[Span], list[str]]]] = {
+    "a task that is sent late": (
+        [sent(1, 0, 0, "m1"), task(2, 1, 1, 3, "m1")],
+        [sent(3, 2, 20, "m2"), task(4, 3, 21, 22, "m2", "FAILURE")],
+        ["started", "completed", "resumed", "failed"],
+    ),
+    "a message that is read late": (
+        [message("create", 2, 1, 0.1, 0.1, PRODUCER), span("orders", 1, 0, 0, 1)],
+        [message("process", 4, 2, 20, 21, CONSUMER, error="no such item")],
+        ["started", "completed", "failed"],
+    ),
+    "a run without a span of its own": (
+        [dagster(1, 0, 1), dagster(2, 1, 2, error="no route")],
+        [dagster(3, 1, 400)],
+        ["started", "failed", "resumed", "failed"],
+    ),
+}  # fmt: skip
+"""Spans after which a run seems to have ended, more of them after a long pause, and what is told of the run."""
+
+
+def ends_of(events: Sequence[Event]) -> list[str]:
+    """What was told of the only execution itself."""
+    told = []
+    for event in events:
+        if isinstance(event, ExecutionStarted):
+            told.append("resumed" if event.is_resumed else "started")
+        elif isinstance(event, ExecutionFinished):
+            told.append(event.status.value)
+    return told
+
+
+@pytest.mark.parametrize("name", GOES_ON)
+@pytest.mark.parametrize("is_hurried", [False, True], ids=["at once", "stored first"])
+def test_a_run_that_goes_on_after_a_long_pause_is_told_of_so_and_its_end_again(
+    name: str, is_hurried: bool, intake: Callable[[], Hurried]
+) -> None:
+    first, second, expected = GOES_ON[name]
+    service = intake()
+    for spans in (first, second):
+        for each in spans:
+            piece = read([each])
+            service.hurry(piece) if is_hurried else service.take(piece)
+            service.assemble_waiting()
+        service.settle()
+        (timeline,) = service.timelines()
+        assert service.counted() == counts_of([timeline])
+        assert service.rows_to_correct() == 0
+    assert ends_of(service.events) == expected
+    assert timeline["status"] == expected[-1]
+    steps = Counter(event.step.name for event in service.events if isinstance(event, StepFinished))
+    shown = Counter(entry["step_name"] for entry in timeline["step_timeline"])
+    # A message that seemed to be a step of its own was one.
+    assert steps - shown == Counter({"create": 1} if name == "a message that is read late" else {})
+    assert not shown - steps
+    # Nothing of it is told a third time.
+    before = list(service.events)
+    service.take(read([*first, *second]))
+    service.settle()
+    assert service.events == before
+
+
+@pytest.mark.parametrize("name", ["tasks", "a task that is tried again", "any that runs"])
+def test_a_run_of_a_slow_engine_ends_once_however_long_its_steps_wait(name: str, intake: Callable[[], Hurried]) -> None:
+    """Whatever a task asks for is sent before its own end is: between two tasks there is one that waits."""
+    service = intake()
+    moments = sorted(TRACES[name], key=lambda each: each.end_time_unix_nano or each.start_time_unix_nano)
+    for each in moments:
+        assert "completed" not in ends_of(service.events)
+        service.take(read([each]))
+        service.settle()
+    assert ends_of(service.events).count("started") == len(service.timelines())
+    assert "resumed" not in ends_of(service.events)
+    assert not told_wrong(service.events, service.timelines())
+
+
+def test_an_agent_waits_for_the_span_above_it_if_that_is_of_its_own_process(intake: Callable[[], Hurried]) -> None:
+    """It lasts as long as the agents in it: for minutes. One of another process may be sent to somebody else."""
+    inner = [chat(6, 5, 1.2, 1.3), agent(5, 9, 1.1, 2)]
+    for flags, is_told in ((0x100, False), (0x300, True), (0, True)):
+        service = intake()
+        inner[1].flags = flags
+        service.take(read(inner))
+        service.pause(60)
+        assert bool(service.events) == is_told
+        assert [timeline["workflow_name"] for timeline in service.timelines()] == ["writer"]
+        if not is_told:
+            service.take(read([agent(9, 0, 1, 90, "manager")]))
+            service.settle()
+            (timeline,) = service.timelines()
+            assert timeline["workflow_name"] == "manager"
+            assert not told_wrong(service.events, [timeline])
+
+
+def test_a_node_that_failed_is_told_of_when_it_is_known_whether_it_is_tried_again(
+    intake: Callable[[], Hurried],
+) -> None:
+    def node(number: int, start: float, end: float | None, error: str = "") -> Span:
+        return span("fetch", number, 1, start, end, of={"traceloop.span.kind": "task"}, error=error)
+
+    def ends(service: Hurried) -> list[str]:
+        return [type(event).__name__ for event in service.events if isinstance(event, StepFinished | StepRetrying)]
+
+    graph: dict[str, str | int] = {"traceloop.span.kind": "workflow"}
+    opened, over = span("graph", 1, 0, 0, None, of=graph), span("graph", 1, 0, 0, 9, of=graph)
+    for again, expected in (([node(3, 3, None), node(3, 3, 4)], ["StepRetrying", "StepFinished"]), ([], [])):
+        service = intake()
+        for each in (opened, node(2, 1, None), node(2, 1, 2, "no route")):
+            service.take(read([each]))
+        assert ends(service) == []
+        for each in again:
+            service.take(read([each]))
+        assert ends(service) == expected
+        service.take(read([over]))
+        service.settle()
+        assert ends(service) == (expected or ["StepFinished"])
+        assert not told_wrong(service.events, service.timelines())

@@ -28,8 +28,6 @@ CHOSEN: Final = frozenset({
 """One or two of each engine; `make slow` varies all."""
 CHANGED_BY_LATER_SPANS: Final = {
     "dbt112_failing": "a node that did not run has a span, which says so when it ends",
-    "langchain_retry": "that a node is another attempt, the end of the one before it says",
-    "langgraph_subgraphs_openllmetry": "that a node is another attempt, the end of the one before it says",
     "logfire_pydantic_ai_web": "that a request is not a run, the agent in it says",
 }
 """Where something was told that no longer holds, and why nobody could know."""

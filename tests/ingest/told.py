@@ -15,10 +15,17 @@ Key: TypeAlias = tuple[str, str]
 def told(events: Iterable[Event]) -> Counter[Key]:
     """How often each thing was told. What is lost may still end: that is another thing.
 
-    By name: when one of several of a name arrives late, those after it get other numbers than they were told with.
+    By name: when one of several of a name arrives late, those after it get other numbers than they were told with. An
+    end with another outcome corrects the one before.
     """
     keys: Counter[Key] = Counter()
+    ends: dict[str, ExecutionFinished] = {}
     for event in events:
+        if isinstance(event, ExecutionFinished) and event.status != "lost":
+            before = ends.get(event.execution.execution_id)
+            ends[event.execution.execution_id] = event
+            if before is not None and before.status != event.status:
+                continue
         if isinstance(event, ExecutionStarted | ExecutionFinished):
             keys[_kind(event), event.execution.workflow] += 1
         elif isinstance(event, StepStarted | StepRetrying | StepFinished):

@@ -130,6 +130,42 @@ async def test_a_recorded_run_is_what_airflow_says(
     assert not [record for record in caplog.records if "not reported" in record.getMessage()]
 
 
+async def test_a_task_that_its_trigger_ends_has_ended_well(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hook hears of that: it was deferred, and goes on nowhere."""
+    monkeypatch.setattr(hooks, "FLUSH_SECONDS", 0.0)
+    began = datetime(2026, 11, 25, 4, tzinfo=UTC)
+
+    def at(seconds: float) -> datetime:
+        return began + timedelta(seconds=seconds)
+
+    def task(name: str, start: float, end: float | None, *above: str) -> Any:
+        return types.SimpleNamespace(
+            dag_id="waiting", run_id="1", task_id=name, map_index=-1, try_number=1, state=None, context_carrier=None,
+            start_date=at(start), end_date=at(end) if end is not None else None, queued_dttm=None,
+            task=types.SimpleNamespace(upstream_task_ids=set(above)),
+        )  # fmt: skip
+
+    def play() -> None:
+        dag_run = types.SimpleNamespace(dag_id="waiting", run_id="1", start_date=began, end_date=at(9))
+        hooks.dag_run_running(dag_run)
+        hooks.task_instance_running(task("pause", 1, None))
+        runs._runs.clear()
+        hooks.task_instance_running(task("load", 6, 8, "pause"))
+        hooks.task_instance_success(task("load", 6, 8, "pause"))
+        runs._runs.clear()
+        hooks.dag_run_success(dag_run)
+        runs._runs.clear()
+
+    await asyncio.to_thread(play)
+    await asyncio.to_thread(api.service.recorder.flush, 60)
+    (item,) = (await api.get("/api/workflows/executions"))["items"]
+    path = f"/api/workflows/executions/{item['execution_id']}"
+    timeline = await api.get(f"{path}/timeline")
+    shown = {step["step_name"]: (step["status"], step["duration_seconds"]) for step in timeline["step_timeline"]}
+    assert shown == {"pause": ("completed", 5.0), "load": ("completed", 2.0)}
+    assert (await api.get(f"{path}/reconcile"))["differences"] == []
+
+
 @pytest.mark.parametrize(
     ("timetable", "text"),
     [

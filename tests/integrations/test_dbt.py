@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
 from tests.conftest import Api
 from typer.testing import CliRunner
 
@@ -70,6 +71,22 @@ async def test_a_target_directory_is_a_run(api: Api) -> None:
 
 def event(name: str, **data: Any) -> Any:
     return SimpleNamespace(info=SimpleNamespace(name=name, invocation_id="one"), data=SimpleNamespace(**data))
+
+
+async def test_an_invocation_is_in_the_trace_of_dbts_own_spans(api: Api) -> None:
+    tracer = TracerProvider().get_tracer("dbt")
+    hear = integration.callback()
+    info = SimpleNamespace(unique_id="a", node_name="a", resource_type="model", materialized="table")
+    told = [
+        event("ArtifactWritten", artifact_path=str(RECORDING / "manifest.json")), event("NodeStart", node_info=info),
+        event("CommandCompleted"),
+    ]  # fmt: skip
+    with tracer.start_as_current_span("dbt.invocation") as span:
+        for each in told:
+            each.info.invocation_id = "traced"
+            hear(each)
+    timeline = await timeline_of(api)
+    assert timeline["trace_id"] == f"{span.get_span_context().trace_id:032x}"
 
 
 async def test_the_callback_tells_live(api: Api, caplog: pytest.LogCaptureFixture) -> None:

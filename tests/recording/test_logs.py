@@ -200,6 +200,19 @@ def test_a_flood_is_bounded_and_what_is_missing_is_known(kept: Callable[..., lis
     assert line_buffers.dropped - before == 5_000 - len(lines)
 
 
+def test_a_record_without_a_name_is_kept_and_raises_nothing(kept: Callable[..., list[StepLine]]) -> None:
+    @tachograph.step
+    def load() -> None:
+        app.handle(logging.makeLogRecord({"msg": "from elsewhere", "levelno": logging.ERROR}))
+
+    @tachograph.workflow
+    def nightly() -> None:
+        load()
+
+    nightly()
+    assert [(line.logger, line.message) for line in kept("load")] == [("None", "from elsewhere")]
+
+
 def test_other_handlers_see_what_they_always_saw() -> None:
     stream, root = io.StringIO(), logging.root
     handler, before = logging.StreamHandler(stream), root.level

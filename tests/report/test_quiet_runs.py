@@ -13,9 +13,9 @@ from tests.store.test_rollups import differing
 
 import tachograph
 from tachograph.clock import NS
-from tachograph.events import Event
+from tachograph.events import Event, ExecutionFinished, ExecutionStarted
 from tachograph.report import Run, runs
-from tachograph_exporter.store import reported
+from tachograph_exporter.store import event_log, reported
 from tachograph_exporter.store.database import Database
 from tachograph_exporter.store.recovery import Silences
 from tachograph_exporter.store.schema import workflow_executions, workflow_step_executions
@@ -141,4 +141,49 @@ def test_a_chain_ends_in_every_order(
         execution_id = parts[0][1][0].execution.execution_id
         assert store.shown(execution_id) == ("completed", round(at(9).timestamp()) * NS, *END), seed
     assert differing(store.database) == 0
+    store.database.close()
+
+
+def test_a_run_that_goes_on_is_open_again_and_is_told_of_so(told: Callable[[], list[Event]], database_url: str) -> None:
+    """A task is sent late, by somebody who told of nothing before; what was planned after it waits again, too."""
+    store = Store(database_url)
+    position = store.database.run(event_log.listen)
+
+    def process() -> Run:
+        runs._runs.clear()
+        return tachograph.report.run("shop", run_id="1", engine="celery", queue_lease=3600)
+
+    def shown() -> tuple[Any, ...]:
+        store.writer.apply(told())
+        if ends := store.quiet():
+            store.writer.apply(ends)
+        return store.shown(process().execution_id)
+
+    process().queued(at=at(0)).step("fetch").queued(at=at(0)).started(at=at(1)).finished(at=at(2))
+    process().step("price", depends_on=["fetch"]).planned(at=at(1))
+    process().step("store", depends_on=["price"]).planned(at=at(1))
+    end = round(at(2).timestamp()) * NS
+    fetched = ("fetch", "completed", 1)
+    assert shown() == ("completed", end, 1, fetched, ("price", "skipped", 0), ("store", "skipped", 0))
+    price = process().step("price").started(attempt=1, queued_at=at(20), at=at(21))
+    for _ in range(2):
+        assert shown() == ("running", None, 0, fetched, ("price", "running", 1), ("store", "pending", 0))
+    assert differing(store.database) == 0
+    price.failed("no price", at=at(22))
+    end = round(at(22).timestamp()) * NS
+    assert shown() == ("failed", end, 1, fetched, ("price", "failed", 1), ("store", "skipped", 0))
+    assert differing(store.database) == 0
+    # Somebody asks for a task that nobody had planned.
+    process().step("extra").queued(at=at(40))
+    assert shown()[:2] == ("running", None)
+    process().step("extra").cancelled(at=at(41))
+    assert shown()[0] == "failed"
+    logged = store.database.run(lambda c: event_log.read(c, position, 1_000))
+    told_of = []
+    for entry in logged:
+        if isinstance(entry.event, ExecutionFinished):
+            told_of.append(entry.event.status.value)
+        elif isinstance(entry.event, ExecutionStarted) and entry.event.is_resumed:
+            told_of.append("resumed")
+    assert told_of == ["completed", "resumed", "failed", "resumed", "failed"]
     store.database.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import re
 import select
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -279,6 +280,78 @@ def test_what_a_gathering_step_waits_for_is_shown_branch_by_branch() -> None:
     assert len(stacks) == 2
     assert any("left" in stack and "asyncio.tasks.sleep" in stack.split(";")[-1] for stack in stacks)
     assert any("right" in stack and "asyncio.locks.Event.wait" in stack.split(";")[-1] for stack in stacks)
+
+
+async def leaf() -> None:
+    await asyncio.sleep(60)
+
+
+async def items() -> AsyncIterator[int]:
+    await leaf()
+    yield 1
+
+
+async def items_of_items() -> AsyncIterator[int]:
+    async for item in items():
+        yield item
+
+
+@contextlib.asynccontextmanager
+async def resource() -> AsyncIterator[None]:
+    await leaf()
+    yield
+
+
+async def loops() -> None:
+    async for _ in items_of_items():
+        pass
+
+
+async def asks_for_one() -> None:
+    await anext(items(), None)
+
+
+async def enters() -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(resource())
+
+
+async def groups() -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(leaf())
+        group.create_task(loops())
+
+
+async def waits() -> None:
+    await asyncio.wait([asyncio.ensure_future(leaf()), asyncio.ensure_future(leaf())])
+
+
+async def waits_not_for_ever() -> None:
+    await asyncio.wait_for(leaf(), 50)
+
+
+@pytest.mark.parametrize(
+    ("work", "stacks"), [(loops, 1), (asks_for_one, 1), (enters, 1), (groups, 2), (waits, 2), (waits_not_for_ever, 1)]
+)
+def test_asynchronous_generators_and_groups_of_tasks_are_followed_to_what_they_wait_for(
+    work: Callable[[], Coroutine[Any, Any, None]], stacks: int
+) -> None:
+    async def main() -> list[str]:
+        task = asyncio.create_task(tachograph.step(work)())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        reporters = running_reporters()
+        taken = (await asyncio.to_thread(take, reporters, FrameTexts()))[reporters[0]]
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return taken
+
+    taken = asyncio.run(main())
+    assert len(taken) == stacks
+    for stack in taken:
+        functions = [frame.partition(" (")[0].rpartition(".")[2] for frame in stack.split(";")]
+        assert functions[0] == work.__name__
+        assert functions[-2:] == ["leaf", "sleep"]
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks start eagerly from Python 3.12 on")

@@ -67,13 +67,15 @@ def test_every_streamed_event_has_a_message_with_the_documented_fields() -> None
                 execution=execution, time_ns=10, status=ExecutionStatus.TIMEOUT, started_ns=1, step_count=2,
                 failure=failure,
             ),
+            ExecutionStarted(execution=execution, time_ns=1, step_count=2, is_resumed=True),
         )
     ]  # fmt: skip
     messages = [decoded(message) for message in built if message is not None]
     assert [message["event_type"] for message in messages] == [
         "workflow_started", "step_started", "step_retrying", "step_failed", "step_skipped", "step_logged",
-        "workflow_failed",
+        "workflow_failed", "workflow_resumed",
     ]  # fmt: skip
+    assert (messages[7]["data"]["status"], messages[7]["data"]["completed_at"]) == ("running", None)
     for message in messages:
         assert list(message) == [
             "event_type", "event", "timestamp", "workspace_id", "workflow_id", "workflow_execution_id",

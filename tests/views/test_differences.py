@@ -8,7 +8,7 @@ import random
 import pytest
 
 from tachograph_exporter.views.causes.differences import Described, Difference, differences, differences_of_set
-from tachograph_exporter.views.causes.features import INPUT, VERSION, Feature, flattened, limit_of
+from tachograph_exporter.views.causes.features import HOST, INPUT, PROCESS, VERSION, Feature, flattened, limit_of
 from tachograph_exporter.views.causes.statistics import adjusted, fisher, rank_correlation, superiority
 
 NAMES = tuple(f"input.text{i}" for i in range(8)), tuple(f"input.number{i}" for i in range(8))
@@ -69,6 +69,28 @@ def test_planted_values_come_first_with_their_effect(seed: int) -> None:
     # Of what else is said, at most one in a hundred is chance.
     assert len(result.differences) <= 3
     assert result.tested <= len(runs[-1].features)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_of_two_hosts_and_one_of_several_numbers_are_named_though_other_runs_are_odd_too(seed: int) -> None:
+    """Neither tells half of the odd runs apart; and the number is neither the smallest nor the largest one."""
+    rng = random.Random(seed)
+    runs = []
+    for i in range(200):
+        features = values(rng)
+        host, level = f"node-{i % 10}", float(rng.randrange(9))
+        if i == 199:
+            host, level = "node-1", 2.0
+        process = f"{host}/{rng.randrange(3)}"
+        is_odd = host in ("node-1", "node-4") or level == 2.0
+        features["host"] = Feature("host", host, HOST)
+        features["process"] = Feature("process", process, PROCESS)
+        features["input.level"] = Feature("input.level", level, INPUT)
+        runs.append(Described(i, is_odd, features, 50.0 if is_odd else 10.0, is_target=i == 199))
+    found = differences(runs[-1].features, runs).differences
+    # A process on the host is a part of it.
+    assert {each.key for each in found if each.is_strong} == {"host", "input.level"}
+    assert all(each.odd_median is None and each.odd_with == each.with_count for each in found if each.is_strong)
 
 
 def test_the_run_itself_is_no_evidence() -> None:

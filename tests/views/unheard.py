@@ -28,7 +28,7 @@ def two_bad_hosts(world: Settlements) -> Planted:
     world.put(world.last, "node-1")
     for run in world.runs:
         if world.host(run) in ("node-1", "node-5"):
-            run.step("score").seconds += 330 * world.noise()
+            run.step("score").seconds += 500 * world.noise()
     return {("host", "node-1")}, {("waiting", "score")}
 
 

@@ -3,7 +3,8 @@
 Listeners receive an event of an ingested execution once, however often its trace is assembled: as soon as its span has
 arrived and the execution's workflow is known. When a step may still get more spans (further attempts, or work that
 outlasts the span above it), its events are withheld until the execution has ended and its trace has been quiet; until
-then only the starts of the execution and of steps that run are announced.
+then only the starts of the execution and of steps that run are announced. If it goes on after all, that is announced
+(`resumption`), and then its end again (`ends_otherwise`).
 
 What was announced is found by assembling the spans as they were then (`as_announced`): whatever assembles a trace notes
 of each of its spans what has been announced now (`changed_states`), of those that had arrived before, too.
@@ -19,13 +20,19 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection, Row, update
 
-from tachograph.events import Event, ExecutionFinished, ExecutionStarted, Heartbeat
+from tachograph.events import Event, ExecutionFinished, ExecutionStarted, Heartbeat, StepCost, StepFinished
 from tachograph_exporter.ingest.assembly.executions import AssembledExecution, EventKey
 from tachograph_exporter.ingest.spans import SpanRecord
 from tachograph_exporter.store.keyed import change_each
 from tachograph_exporter.store.schema import spans, traces
 
 _ID_BYTES: Final = 8
+_OF_ENDS: Final = (
+    "time_ns", "status", "step_count", "completed_step_count", "failed_step_count", "skipped_step_count", "work_ns",
+)  # fmt: skip
+"""What the end of an execution says of it."""
+_OF_ENDED: Final = (StepFinished, StepCost)
+"""What the end of the last attempt tells."""
 
 
 class Announced(IntEnum):
@@ -125,20 +132,42 @@ def unannounced(
 ) -> list[Event]:
     """The events of an execution to announce now.
 
-    ``announced``: keys of the events announced before. ``is_withheld``: only the starts of the execution and of
-    attempts that run may be announced. ``has_ended``: the end was announced before.
+    That a step has failed which may be tried again is not among them. ``announced``: keys of the events announced
+    before. ``is_withheld``: only the starts of the execution and of attempts that run may be announced. ``has_ended``:
+    the end was announced before.
     """
     if not execution.is_named:
         return []
     begun = {execution.starts[span_id] for span_id in execution.running} if is_withheld else ()
+    unsure = execution.unsure
     return [
         event
         for key, event in execution.keyed()
         if key not in announced
         and key[0] is not Heartbeat
+        and not (key[0] in _OF_ENDED and key[1] in unsure and key[2] == unsure[key[1]].attempt)
         and not (is_withheld and key[0] is not ExecutionStarted and key not in begun)
         and not (has_ended and key[0] is ExecutionFinished)
     ]
+
+
+def resumption(execution: AssembledExecution) -> list[Event]:
+    """That an execution goes on whose end was announced, if it does."""
+    if execution.is_finished:
+        return []
+    started = next(event for event in execution.events if isinstance(event, ExecutionStarted))
+    return [msgspec.structs.replace(started, is_resumed=True)]
+
+
+def ends_otherwise(execution: AssembledExecution, end: ExecutionFinished) -> bool:
+    """Whether an execution has ended otherwise than it was announced to have.
+
+    Only of one that ends with its last step, more than its outcome counts.
+    """
+    now = execution.events[-1]
+    if not isinstance(now, ExecutionFinished):
+        return False
+    return any(getattr(now, name) != getattr(end, name) for name in (_OF_ENDS if execution.is_lasting else ("status",)))
 
 
 def mark_announced(connection: Connection, workspace_id: str, trace_id: str, states: Mapping[str, Announced]) -> None:

@@ -35,6 +35,7 @@ class _Group(NamedTuple):
     told: SpansByTrace
     announced: Mapping[str, Mapping[str, Announced]]
     is_quiet: bool
+    is_old: bool
 
 
 class Readings:
@@ -54,24 +55,25 @@ class Readings:
         announced: Mapping[str, Mapping[str, Announced]],
         *,
         is_quiet: bool = False,
+        is_old: bool = False,
     ) -> None:
         """Add the traces of a unit.
 
         ``spans``: all their spans; ``told``: those that listeners may know, as these know them; ``announced``: what
-        listeners have received. All of them by trace. ``is_quiet``: no more spans are expected.
+        listeners have received. All of them by trace. ``is_quiet``, ``is_old``: see `Reading`.
         """
         present = tuple([trace_id for trace_id in unit.traces if trace_id in spans])
         whole, earlier, states = spans[present[0]], told[present[0]], announced.get(present[0], {})
         if unit.is_group:
             own = {trace_id: spans[trace_id] for trace_id in present}
-            self._groups[unit.key] = _Group(unit, own, told, announced, is_quiet)
+            self._groups[unit.key] = _Group(unit, own, told, announced, is_quiet, is_old)
             together = self._together[unit.key] = Together(own, self._book)
             whole = together.read(own)
             earlier = together.read({trace_id: told[trace_id] for trace_id in present})
             states = together.states({trace_id: announced.get(trace_id, {}) for trace_id in present})
         started = [as_open(span) for span in earlier if states.get(span.span_id) is Announced.START]
         earlier = as_announced(earlier, states)
-        self.readings[unit.key] = Reading(whole, states, earlier, is_quiet, unit.traces, started)
+        self.readings[unit.key] = Reading(whole, states, earlier, is_quiet, unit.traces, started, is_old)
 
     def leave_out_faults(self, executions: TraceExecutions, workspace: str, now_ns: int) -> list[Fault]:
         """Leave out of groups what cannot be assembled even by itself, so that the rest can be. Returns these traces.
@@ -84,7 +86,7 @@ class Readings:
             rest = {trace_id: own for trace_id, own in group.spans.items() if trace_id not in errors}
             if errors and rest:
                 faults += [Fault(trace_id, group.spans[trace_id], error) for trace_id, error in errors.items()]
-                self.add(group.unit, rest, group.told, group.announced, is_quiet=group.is_quiet)
+                self.add(group.unit, rest, group.told, group.announced, is_quiet=group.is_quiet, is_old=group.is_old)
         return faults
 
     @property

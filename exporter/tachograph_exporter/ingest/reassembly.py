@@ -34,8 +34,8 @@ _traces = traces.c
 class DueTrace(NamedTuple):
     """A trace to assemble again.
 
-    ``is_quiet``: no more spans are expected if none has arrived by then. ``claimed_ns``: when it is due once more if
-    nobody assembles it.
+    ``is_quiet``: no more spans are expected if none has arrived by then; ``is_old``: not even those of what lasts for
+    long. ``claimed_ns``: when it is due once more if nobody assembles it.
     """
 
     workspace_id: str
@@ -44,6 +44,7 @@ class DueTrace(NamedTuple):
     changed_ns: int
     is_quiet: bool
     claimed_ns: int
+    is_old: bool = False
 
 
 def has_due(connection: Connection) -> bool:
@@ -76,7 +77,8 @@ def claim_due(connection: Connection, limit: int = 20) -> list[DueTrace]:
         )
         # A long trace is assembled while it still grows, and any trace as soon as a span of it is lost.
         is_quiet = now - changed >= trace_executions.QUIET_SECONDS * NS
-        claimed.append(DueTrace(workspace_id, slug, trace_id, changed, is_quiet, again_ns))
+        is_old = now - changed >= trace_executions.PARENT_SECONDS * NS
+        claimed.append(DueTrace(workspace_id, slug, trace_id, changed, is_quiet, again_ns, is_old))
     return claimed
 
 
@@ -160,7 +162,7 @@ def _reassemble(store: SpanStore, due: DueTrace) -> None:
         is_first = any(row.untold for row in stored.values())
         is_quiet = due.is_quiet and not (has_changed or is_first or _is_growing(connection, due, unit, now))
         readings = Readings(store.book)
-        readings.add(kept.unit, whole, told, announced, is_quiet=is_quiet)
+        readings.add(kept.unit, whole, told, announced, is_quiet=is_quiet, is_old=is_quiet and due.is_old)
         result = store.assemble(connection, workspace_id, due.workspace, readings, now)
         withheld = readings.by_trace(result.withheld)
         for trace_id, own in kept.spans.items():

@@ -57,7 +57,8 @@ class SpanRecord(msgspec.Struct, gc=False):
 
     ``payload`` is the OTLP span and ``resource`` (with the id ``resource_id``) its `ResourceSpans` without spans.
     ``exception`` is the last one, as (type, message, stack). ``links`` are ids of spans of its trace that it links to,
-    ``elsewhere`` (trace id, span id) of those of other traces.
+    ``elsewhere`` (trace id, span id) of those of other traces. ``is_parent_near``: it says that its parent is a span of
+    the same process.
     """
 
     trace_id: str
@@ -81,6 +82,7 @@ class SpanRecord(msgspec.Struct, gc=False):
     events: tuple[SpanEvent, ...] = ()
     lost_ns: int = 0
     elsewhere: tuple[tuple[str, str], ...] = ()
+    is_parent_near: bool = False
 
     @property
     def is_lost(self) -> bool:
@@ -101,6 +103,11 @@ class SpanRecord(msgspec.Struct, gc=False):
     def is_error(self) -> bool:
         """Whether its status is an error."""
         return self.status_code == 2
+
+
+_HAS_IS_REMOTE: Final = 0x100
+"""`SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK`: it is known whether the parent is of another process."""
+_IS_REMOTE_MASK: Final = _HAS_IS_REMOTE | 0x200
 
 
 class StoredSpan(NamedTuple):
@@ -261,6 +268,7 @@ def record(
         exception=exception,
         resource_attributes=resource_attributes,
         events=tuple(events),
+        is_parent_near=span.flags & _IS_REMOTE_MASK == _HAS_IS_REMOTE,
     )
 
 

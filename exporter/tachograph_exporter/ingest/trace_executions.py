@@ -9,9 +9,16 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, Row, bindparam, select
 
 from tachograph.clock import NS
-from tachograph.events import Event, ExecutionStatus, StepStarted
+from tachograph.events import Event, ExecutionFinished, ExecutionStatus, StepStarted
 from tachograph.reported_process import ReportedProcess
-from tachograph_exporter.ingest.announcements import Announced, keys_of, start_key, unannounced
+from tachograph_exporter.ingest.announcements import (
+    Announced,
+    ends_otherwise,
+    keys_of,
+    resumption,
+    start_key,
+    unannounced,
+)
 from tachograph_exporter.ingest.assembly.executions import AssembledExecution, EventKey, assemble
 from tachograph_exporter.ingest.lineage.vocabulary import KEY, SCOPE
 from tachograph_exporter.ingest.rules import Kind, Role, Rulebook
@@ -24,6 +31,9 @@ from tachograph_exporter.store.writer import StoreWriter
 
 QUIET_SECONDS: Final = 10.0
 """How long after its last span a trace counts as quiet: if its root is missing, it is then assembled again."""
+PARENT_SECONDS: Final = 3_600.0
+"""How long after its last span what may be a step of something else is a run of its own, though the span above it is of
+the same process: that one may last for long, and comes when it has ended."""
 ENDED_SECONDS: Final = 300.0
 """How long after its last span an execution has ended whose engine exports no span for it: with its last step."""
 _CHUNK: Final = 500
@@ -42,7 +52,8 @@ class Reading(NamedTuple):
 
     ``announced``: what listeners have received of its spans, by span id; ``earlier``: the spans that they have received
     everything of, as they were then; ``started``: those of which they know that an execution began with them, as if
-    they were open. ``is_quiet``: no more spans are expected. ``traces``: all of them, where there are several.
+    they were open. ``is_quiet``: no more spans are expected; ``is_old``: not even those of what lasts for long.
+    ``traces``: all of them, where there are several.
     """
 
     spans: Sequence[SpanRecord]
@@ -51,6 +62,11 @@ class Reading(NamedTuple):
     is_quiet: bool = False
     traces: tuple[str, ...] = ()
     started: Sequence[SpanRecord] = ()
+    is_old: bool = False
+
+    def may_be_a_step(self, execution: AssembledExecution) -> bool:
+        """Whether a span may still arrive that makes an execution a step of something else."""
+        return execution.may_be_a_step and not (self.is_old if execution.is_parent_near else self.is_quiet)
 
 
 class Update(NamedTuple):
@@ -127,13 +143,17 @@ class TraceExecutions:
             begun = {span_id for span_id, state in reading.announced.items() if state is Announced.BEGUN}
             starts = begun | {span_id for span_id, state in reading.announced.items() if state is Announced.START}
             avoid = avoided.get(trace_id, frozenset())
-            announced = self._announced(workspace, reading, executions, now, avoid)
+            announced, ends = self._announced(workspace, reading, executions, now, avoid)
             open_ids: set[str] = set()
+            unsure: set[str] = set()
             # Listeners hear nothing of what may turn out to be a step of something else.
-            is_uncertain = not reading.is_quiet and any(execution.may_be_a_step for execution in executions)
+            uncertain = [execution for execution in executions if reading.may_be_a_step(execution)]
+            is_uncertain = bool(uncertain)
             if is_uncertain:
                 withheld[trace_id] = {}
-                due[trace_id] = now + round(QUIET_SECONDS * NS)
+                is_near = any(execution.is_parent_near for execution in uncertain)
+                # Nothing is put off for longer: then it is looked at again.
+                due[trace_id] = now + round((ENDED_SECONDS if is_near else QUIET_SECONDS) * NS)
             for execution in executions:
                 execution_id = execution.execution.execution_id
                 is_stray = execution.root is None and not execution.is_named and is_recorded
@@ -160,16 +180,24 @@ class TraceExecutions:
                     unsettled.add(execution_id)
                 # What listeners have only heard the start of has not ended for them, though it is stored.
                 is_told = _is_told(execution, reading.announced)
-                has_ended = is_told and not execution.may_change and _has_ended(rows.get(execution_id))
+                was_over = _has_ended(rows.get(execution_id))
+                has_ended = is_told and not execution.may_change and was_over
+                end = ends.get(execution_id)
+                if was_over and execution.is_named and (end is not None or execution.root is None):
+                    new += resumption(execution)
+                if end is not None and not is_withheld and ends_otherwise(execution, end):
+                    announced.discard((ExecutionFinished, execution_id, 0))
+                    has_ended = False
                 new += unannounced(execution, announced, is_withheld=is_withheld, has_ended=has_ended)
+                if execution_id not in open_ids:
+                    unsure.update([last.span_id for last in execution.unsure.values()])
                 if execution_id in unsettled and execution.is_finished:
                     due[trace_id] = now + round(QUIET_SECONDS * NS)
                 elif execution.root is None and not execution.is_finished and not reading.is_quiet:
                     due[trace_id] = now + round((ENDED_SECONDS if execution.is_named else QUIET_SECONDS) * NS)
-            if open_ids and not is_uncertain:
-                withheld[trace_id] = _states(reading.spans, executions, open_ids, announced) | withheld.get(
-                    trace_id, {}
-                )
+            if (open_ids or unsure) and not is_uncertain:
+                states = _states(reading.spans, executions, open_ids, announced) | withheld.get(trace_id, {})
+                withheld[trace_id] = states | dict.fromkeys(unsure, Announced.BEGUN)
         ours = {
             row.execution_id
             for row in rows.values()
@@ -198,10 +226,13 @@ class TraceExecutions:
         executions: Sequence[AssembledExecution],
         now: int,
         avoid: frozenset[str],
-    ) -> set[EventKey]:
-        """The keys of what listeners have received of a trace, of which ``executions`` are those of now."""
+    ) -> tuple[set[EventKey], Mapping[str, ExecutionFinished]]:
+        """The keys of what listeners have received of a trace, of which ``executions`` are those of now.
+
+        And the ends that they have received, by the execution's id.
+        """
         if not reading.earlier:
-            return set()
+            return set(), {}
         begun = {
             execution.root.span_id
             for execution in executions
@@ -210,8 +241,14 @@ class TraceExecutions:
         roots = [span for span in reading.started if span.span_id in begun and not self._is_step(span)]
         inner = {span_id for span_id, state in reading.announced.items() if state is Announced.INNER}
         inner.update([root.span_id for root in roots])
-        known = assemble(workspace, [*reading.earlier, *roots], now, self._book, avoid=avoid)
-        return keys_of(known, inner)
+        known = before = assemble(workspace, reading.earlier, now, self._book, avoid=avoid)
+        if roots:
+            known = assemble(workspace, [*reading.earlier, *roots], now, self._book, avoid=avoid)
+        ended = [event for run in before if run.is_named and isinstance(event := run.events[-1], ExecutionFinished)]
+        ends = {end.execution.execution_id: end for end in ended}
+        # That one has begun may be what says that another one has ended, which nobody was told of.
+        keys = {key for key in keys_of(known, inner) if key[0] is not ExecutionFinished or _run_of(key) in ends}
+        return keys, {key: end for key, end in ends.items() if end.status is not ExecutionStatus.LOST}
 
     def _is_step(self, span: SpanRecord) -> bool:
         """Whether a span that begins an execution may be a step of it, too."""
@@ -301,6 +338,11 @@ def _states(
         if root.span_id in states:
             states[root.span_id] = Announced.INNER
     return states
+
+
+def _run_of(key: EventKey) -> Any:
+    """The id of the execution whose end has this key; what is lost has another."""
+    return key[1][1] if isinstance(key[1], tuple) else key[1]
 
 
 def _parts(events: Sequence[Event]) -> Iterator[Sequence[Event]]:

@@ -98,6 +98,8 @@ class Batch:
         self.reported: set[str] = set()
         """Ids of executions that engines report, maybe from several processes that each know a part."""
         self.ended: set[str] = set()
+        self.resumed: list[ExecutionStarted] = []
+        """That executions go on which had ended, as far as could be known."""
         self.months: set[partitions.Month] = set()
         self.expects: dict[tuple[str, str, str], Expectation | None] = {}
         """What code and engines say is expected, by workspace (a slug), workflow (a name) and source."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from itertools import chain
+from sqlite3 import IntegrityError
 from typing import Any, Final
 
 from sqlalchemy import Connection, Table
@@ -46,6 +47,18 @@ def insert_many(connection: Connection, statement: str, rows: Sequence[tuple[Any
         cursor.close()
 
 
+def insert_absent(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """As `insert_many`, of rows that are hardly ever there already."""
+    if connection.dialect.name == "sqlite":
+        try:
+            insert_many(connection, _plain(statement), rows)
+        except IntegrityError:
+            # One is there. What was written before it is not undone, and is written again.
+            insert_many(connection, statement, rows)
+    else:
+        insert_many(connection, statement, rows)
+
+
 def insert_new(connection: Connection, table: Table, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
     """Insert rows that nobody else can have written, with all columns, in a transaction that others write beside.
 
@@ -53,7 +66,7 @@ def insert_new(connection: Connection, table: Table, statement: str, rows: Seque
     the statement, which says what becomes of it.
     """
     if len(rows) < MIN_COPIED or not locking.is_shared(connection):
-        insert_many(connection, statement, rows)
+        insert_absent(connection, statement, rows)
         return
     driver: Any = connection.connection.driver_connection
     try:
@@ -74,6 +87,16 @@ def _table_of(statement: str) -> str:
     if into.upper() != "INTO":
         raise ValueError(f"no INSERT INTO: {statement}")
     return name
+
+
+@functools.cache
+def _plain(statement: str) -> str:
+    """An INSERT without what becomes of a row that is there: it fails then, and its other rows stay.
+
+    So SQLite need not be able to undo a part of it: to keep the pages for that takes almost as long as to write them.
+    """
+    head, conflict, _ = statement.partition(" ON CONFLICT ")
+    return head.replace("INSERT INTO", "INSERT OR FAIL INTO", 1) if conflict else statement
 
 
 @functools.cache

@@ -7,7 +7,7 @@ ended how, the work and the critical path; and what became of steps that never e
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
@@ -26,6 +26,7 @@ from tachograph_exporter.store.merging import (
     FIRST_TERMINAL_STEP_RANK,
     encode_ids,
     execution_rank,
+    step_rank,
 )
 from tachograph_exporter.store.reported import outcome_of
 from tachograph_exporter.store.schema import workflow_executions, workflow_step_attempts, workflow_step_executions
@@ -40,8 +41,11 @@ _ENDED: Final = select(workflow_executions).where(
 _CLOSED_HERE: Final = select(_steps.step_id).where(
     _steps.execution_id == bindparam("id"),
     _steps.rank == FIRST_TERMINAL_STEP_RANK,
-    (_steps.status == StepStatus.SKIPPED) | (_steps.error_type == ABANDONED.type),
+    _steps.status.in_((StepStatus.SKIPPED, StepStatus.COMPLETED)) | (_steps.error_type == ABANDONED.type),
 )
+_ENDS_WITH_ALL: Final = frozenset({"airflow"})
+"""Engines that call a run completed only when all that ran in it has ended, and that do not tell of each end: of a task
+of Airflow that its trigger ends, no hook hears."""
 _STEP_FIELDS: Final = (
     "status", "finished_ns", "dependency_ns", "unaccounted_ns", "scheduled_ns", "queue_ns", "backoff_ns", "run_ns",
     "skip_reason", "error_type", "error_message",
@@ -54,6 +58,8 @@ _SET_STEP: Final = (
         | {"rank": func.coalesce(bindparam("new_rank", type_=BigInteger), _steps.rank)}
     )
 )
+_OF_END: Final = ("finished_ns", "skip_reason", "error_type", "error_message", "error_stack", "run_ns")
+"""What only a step has that has ended."""
 _attempts: Final = workflow_step_attempts.c
 _SET_ATTEMPT: Final = (
     update(workflow_step_attempts)
@@ -103,15 +109,25 @@ class _Try(NamedTuple):
     queue_ns: int
 
 
-def settle(connection: Connection, ids: Collection[str]) -> None:
-    """Settle those of these reported executions that have ended. The caller holds the writers' lock."""
+def settle(connection: Connection, ids: Collection[str], over: Container[str] = ()) -> dict[str, int]:
+    """Settle those of these reported executions that have ended. The caller holds the writers' lock.
+
+    ``over``: those that had ended before. Returns those of them that go on, and when they had started: that they had
+    ended was only inferred, and something has begun since. They are open again.
+    """
     ordered = sorted(ids)
+    resumed: dict[str, int] = {}
     for i in range(0, len(ordered), _CHUNK):
         for row in connection.execute(_ENDED, {"ids": ordered[i : i + _CHUNK]}).all():
             of_execution = row.execution_id
             attempts = by_step(executions.attempts(connection, of_execution))
             closed_here = set(connection.execute(_CLOSED_HERE, {"id": of_execution}).scalars())
-            settled = settled_run(row, steps_of(connection, of_execution), attempts, closed_here)
+            steps = steps_of(connection, of_execution)
+            if of_execution in over and _goes_on(row, steps, closed_here):
+                _resume(connection, of_execution, [step for step in steps if step.step_id in closed_here])
+                resumed[of_execution] = row.started_ns or row.created_ns
+                continue
+            settled = settled_run(row, steps, attempts, closed_here)
             if settled.steps:
                 parameters = [
                     {"of_execution": of_execution, "of_step": step_id, **{f"new_{k}": v for k, v in values.items()}}
@@ -133,6 +149,38 @@ def settle(connection: Connection, ids: Collection[str]) -> None:
                 )
             new = {f"new_{name}": value for name, value in settled.execution.items()}
             connection.execute(_SET_EXECUTION, {"of_execution": of_execution, **new})
+    return resumed
+
+
+def _goes_on(execution: Row[Any], steps: Iterable[StoredStep], closed_here: Container[str]) -> bool:
+    """Whether a step has begun, or was asked for, since it was inferred that an execution had ended."""
+    process = ReportedProcess.parse(execution.process or "")
+    if process is None or process.queue_seconds is None or execution.status == ExecutionStatus.LOST:
+        return False
+    for step in steps:
+        if step.step_id in closed_here:
+            # It was not said to start; its row keeps what was inferred of it, and when it started after all.
+            if step.status == StepStatus.SKIPPED and step.started_ns is not None:
+                return True
+        elif not StepStatus(step.status).is_terminal and (step.attempt_started_ns or step.ready_ns) is not None:
+            return True
+    return False
+
+
+def _resume(connection: Connection, execution_id: str, closed: Iterable[StoredStep]) -> None:
+    """Open an execution again. ``closed``: those of its steps that had only ended because it had."""
+    for step in closed:
+        has_begun = step.started_ns is not None
+        attempt = max(step.attempt, 1) if has_begun else 0
+        status = StepStatus.RUNNING if has_begun else StepStatus.PENDING
+        values: dict[str, Any] = dict.fromkeys(_OF_END)
+        values |= {"status": status, "rank": step_rank(status, attempt), "attempt": attempt}
+        values["attempt_started_ns"] = step.attempt_started_ns or step.started_ns
+        is_step = (_steps.execution_id == execution_id) & (_steps.step_id == step.step_id)
+        connection.execute(update(workflow_step_executions).where(is_step).values(values))
+    new: dict[str, Any] = {f"new_{name}": 0 if name.endswith("_count") else None for name in _EXECUTION_FIELDS}
+    new |= {"new_rank": execution_rank(ExecutionStatus.RUNNING), "new_status": ExecutionStatus.RUNNING}
+    connection.execute(_SET_EXECUTION, {"of_execution": execution_id, **new})
 
 
 def settled_run(
@@ -159,7 +207,8 @@ def settled_run(
             finished_ns = max([started_ns, *[step.finished_ns for step in told if step.finished_ns is not None]])
             error = (failure.type, failure.message, failure.stack) if failure is not None else (None, None, None)
     window = RunWindow(started_ns, max(started_ns, finished_ns))
-    closed = _closed(steps, closed_here, status, window.end_ns)
+    has_all_ended = process is not None and process.engine in _ENDS_WITH_ALL and status is ExecutionStatus.COMPLETED
+    closed = _closed(steps, closed_here, status, window.end_ns, has_all_ended=has_all_ended)
     by_id = {step.step_id: step for step in closed}
     changes: dict[str, dict[str, Any]] = {}
     began: dict[tuple[str, int], int] = {}
@@ -215,9 +264,17 @@ def _are_ended(steps: Sequence[StoredStep], ended: Collection[str]) -> bool:
 
 
 def _closed(
-    steps: Sequence[StoredStep], closed_here: Collection[str], outcome: ExecutionStatus, end_ns: int
+    steps: Sequence[StoredStep],
+    closed_here: Collection[str],
+    outcome: ExecutionStatus,
+    end_ns: int,
+    *,
+    has_all_ended: bool,
 ) -> list[StoredStep]:
-    """The steps as they are once their execution has ended: none of them goes on."""
+    """The steps as they are once their execution has ended: none of them goes on.
+
+    ``has_all_ended``: what started has ended well, though nobody told when: at the latest when the next step started.
+    """
     unsuccessful = UNSUCCESSFUL | {"cancelled"}
     told = [step for step in steps if step.step_id not in closed_here]
     below_failed = _below(steps, [step.step_id for step in told if step.status in unsuccessful])
@@ -225,7 +282,14 @@ def _closed(
     closed = []
     for step in steps:
         if not StepStatus(step.status).is_terminal or step.step_id in closed_here:
-            if step.attempt_started_ns is not None:
+            if step.attempt_started_ns is not None and has_all_ended:
+                begun = [
+                    other.started_ns
+                    for other in steps
+                    if step.step_id in other.depends_on and (other.started_ns or 0) >= step.attempt_started_ns
+                ]
+                step = _ended(step, StepStatus.COMPLETED, min([end_ns, *[each for each in begun if each is not None]]))
+            elif step.attempt_started_ns is not None:
                 step = _ended(step, StepStatus.LOST, end_ns, failure=ABANDONED)
             elif outcome in _STOPPED:
                 step = _ended(step, StepStatus.SKIPPED, end_ns, reason=_STOPPED[outcome])

@@ -138,7 +138,7 @@ class StoreWriter:
         # Last, because other writers wait for what is numbered here until it is committed.
         if counted is not None:
             self._record(connection, counted)
-        self.append_log(connection, events)
+        self.append_log(connection, [*batch.resumed, *events] if batch.resumed else events)
         return batch
 
     def run(self, work: Callable[[Connection], _T]) -> _T:
@@ -279,7 +279,11 @@ class StoreWriter:
             told_twice.read_again(connection, batch.executions, batch.reported, time.time_ns())
         changed = set(before)
         if batch.reported and (ended := batch.reported & (batch.ended | before.keys())):
-            settling.settle(connection, ended)
+            resumed = settling.settle(connection, ended, before.keys() - batch.ended)
+            batch.resumed = [
+                ExecutionStarted(execution=batch.refs[execution_id], time_ns=started_ns, is_resumed=True)
+                for execution_id, started_ns in resumed.items()
+            ]
             changed |= ended
         noted = occurrences.note(connection, batch.executions, batch.steps, batch.attempts, new)
         batch.months = months

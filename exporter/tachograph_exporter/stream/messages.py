@@ -37,7 +37,7 @@ from tachograph.identity import StepRef, workspace_id
 from tachograph_exporter.times import format_duration, rfc3339
 
 STATE_TYPES: Final = (
-    "workflow_started", "workflow_completed", "workflow_failed", "workflow_cancelled",
+    "workflow_started", "workflow_resumed", "workflow_completed", "workflow_failed", "workflow_cancelled",
     "step_started", "step_completed", "step_failed", "step_skipped", "step_retrying", "steps_folded",
 )  # fmt: skip
 """Status changes of executions and steps: what a follower receives by default."""
@@ -178,6 +178,11 @@ def _started(event: ExecutionStarted) -> _Description:
     data = {"status": ExecutionStatus.RUNNING, "workflow_version": execution.version, "trace_id": execution.trace_id,
             "project_id": execution.project, "started_at": rfc3339(event.time_ns),
             "step_count": event.step_count}  # fmt: skip
+    if event.is_resumed:
+        # What its end had said holds no longer.
+        data |= dict.fromkeys(("completed_at", "duration_seconds", "critical_path_seconds", "work_seconds"))
+        data |= _error_data(None)
+        return "workflow_resumed", f"{execution.workflow} goes on: it had not ended", data
     return "workflow_started", f"{execution.workflow} started", data
 
 

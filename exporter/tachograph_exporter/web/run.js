@@ -163,7 +163,8 @@ export class Run {
       this.status = data.status;
       if (type === "workflow_started") this.origin = parseTime(data.started_at) ?? this.origin;
       if (data.completed_at) this.end = this.since(data.completed_at);
-      return !OPEN_STATUSES.has(data.status);
+      if (type === "workflow_resumed") this.end = null;
+      return type === "workflow_resumed" || !OPEN_STATUSES.has(data.status);
     }
     let step = this.byId.get(message.workflow_step_id);
     if (!step) {

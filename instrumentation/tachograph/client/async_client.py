@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -43,7 +44,8 @@ class AsyncClient:
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         self._client = Client(url, token=token, workspace=workspace, timeout_seconds=timeout_seconds)
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tachograph-client")
+        self._threads = _new_threads()
+        self._process = os.getpid()
 
     @property
     def url(self) -> str:
@@ -122,7 +124,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connections to the service. Requests that are under way end by themselves."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._process == os.getpid():
+            self._threads.shutdown(wait=False, cancel_futures=True)
         self._client.close()
 
     async def __aenter__(self) -> AsyncClient:
@@ -134,5 +137,12 @@ class AsyncClient:
         await self.close()
 
     async def _ask(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._process != os.getpid():
+            # A forked child has none of its parent's threads.
+            self._process, self._threads = os.getpid(), _new_threads()
         call = functools.partial(method, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+
+def _new_threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_THREADS, thread_name_prefix="tachograph-client")

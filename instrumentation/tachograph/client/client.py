@@ -19,6 +19,7 @@ from tachograph.client.answers import (
     WorkflowExecutionTimeline,
     WorkflowMetricsSummary,
 )
+from tachograph.client.errors import UnexpectedAnswer
 from tachograph.client.references import Duration, RunReference, When, duration_text, find_run_id, time_text, words
 from tachograph.client.results import Failures, Report, Run, Runs
 from tachograph.client.transport import TIMEOUT_SECONDS, Transport, Values
@@ -165,7 +166,7 @@ class Client:
             asked = str(min(_LINES, limit - len(lines)))
             page = self._transport.get(path, {"step": step, "level": level, "limit": asked, "after": after}, LogPage)
             lines += page.items
-            after = page.next
+            after = self._next(page.next, after)
             if after is None:
                 break
         return lines
@@ -199,9 +200,14 @@ class Client:
             asked = str(max(1, min(_PAGE, limit - len(runs))))
             page = self._transport.get(path, {**values, "limit": asked, "after": after}, ExecutionPage)
             runs += page.items
-            after = page.next
+            after = self._next(page.next, after)
             if after is None or len(runs) >= limit:
                 return runs[: max(0, limit)], page.total
+
+    def _next(self, following: str | None, after: str | None) -> str | None:
+        if following is not None and following == after:
+            raise UnexpectedAnswer(f"{self.url} answers that a page comes after itself")
+        return following
 
     def _id(self, run: RunReference) -> str:
         if isinstance(run, str):

@@ -19,6 +19,7 @@ from tachograph.errors import TachographError
 from tachograph.names import clean_name
 from tachograph.quiet_log import QuietLog
 from tachograph.report import Run, Step, run
+from tachograph.report.safely import caller_traceparent
 
 quiet = QuietLog(logging.getLogger(__name__))
 
@@ -115,9 +116,11 @@ def callback() -> Any:
 class _Invocation:
     """An invocation of dbt as a run."""
 
-    def __init__(self, invocation_id: str, command: str, manifest: _Manifest) -> None:
+    def __init__(
+        self, invocation_id: str, command: str, manifest: _Manifest, *, traceparent: str | None = None
+    ) -> None:
         project = manifest.metadata.project_name or "dbt"
-        self.run: Run = run(f"{project} {command}", run_id=invocation_id, engine="dbt")
+        self.run: Run = run(f"{project} {command}", run_id=invocation_id, engine="dbt", traceparent=traceparent)
         self._nodes = manifest.nodes
         self._chosen: frozenset[str] = frozenset()
         self._failures: list[str] = []
@@ -233,7 +236,10 @@ class _Callback:
                     manifest = _read(self._manifest, _Manifest)
                 except DbtError as error:
                     quiet.warning("manifest", "%s", error)
-            self._invocation = _Invocation(str(event.info.invocation_id), self._command, manifest)
+            # dbt's own spans of the invocation are in this trace.
+            self._invocation = _Invocation(
+                str(event.info.invocation_id), self._command, manifest, traceparent=caller_traceparent()
+            )
             # Which of them run is not said beforehand.
             self._invocation.choose(
                 unique_id for unique_id, node in manifest.nodes.items() if node.config.materialized != _EPHEMERAL

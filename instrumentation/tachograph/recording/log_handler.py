@@ -55,7 +55,8 @@ def keep(record: logging.LogRecord) -> None:
         reporter = engine_reporter.get()
         if reporter is None or not reporter.is_open:
             return
-    name = record.name
+    # `logging.makeLogRecord` makes records without a name.
+    name = f"{record.name}"
     if name.startswith(_OWN) and name.partition(".")[0] in _OWN:
         return  # What recording itself has to say would come back again and again.
     try:

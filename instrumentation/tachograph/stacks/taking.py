@@ -114,9 +114,8 @@ def _of_loop(
 
 
 def _is_gathered(task: asyncio.Task[Any], attempt: Reporter) -> bool:
-    """Whether the attempt's own task waits for this one by `asyncio.gather`: then it is part of that stack."""
-    waiter = getattr(attempt.task, "_fut_waiter", None)
-    return any(child is task for child in getattr(waiter, "_children", ()))
+    """Whether the attempt's own task waits for this one, with others: then it is part of that stack."""
+    return attempt.task is not None and any(child is task for child in tasks.awaited_by(attempt.task))
 
 
 def _of_helpers(by_thread: dict[int, FrameType], texts: FrameTexts, taken: dict[Reporter, list[str]]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tachograph.events import Failure, StepFinished, StepReady, StepRetrying, StepStarted, StepStatus
+from tachograph.events import Failure, StepFinished, StepReady, StepRetrying, StepSkipped, StepStarted, StepStatus
 from tachograph.identity import StepRef
 from tachograph.resources import Resources
 
@@ -253,9 +253,11 @@ class StepAttempts:
         )
 
 
-def start_of(event: StepRetrying | StepFinished) -> StepStarted:
-    """The start of the attempt that ``event`` ends."""
-    if isinstance(event, StepRetrying):
+def start_of(event: StepRetrying | StepFinished | StepSkipped) -> StepStarted:
+    """The start of the attempt that ``event`` ends; of one that skipped itself, too."""
+    if isinstance(event, StepSkipped):
+        started_ns, queue_ns, backoff_ns = event.started_ns or event.time_ns, event.queue_ns, event.backoff_ns
+    elif isinstance(event, StepRetrying):
         started_ns, queue_ns, backoff_ns = event.started_ns, event.queue_ns, event.backoff_ns
     else:
         started_ns, queue_ns, backoff_ns = event.attempt_started_ns, event.last_queue_ns, event.last_backoff_ns

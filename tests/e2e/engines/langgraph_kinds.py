@@ -138,6 +138,24 @@ def gives_up():
     return [tasks.run("stubborn", steps)]
 
 
+def recovers():
+    """A node that fails once, and is tried again."""
+    tries = []
+
+    def flaky(state):
+        tries.append(1)
+        time.sleep(0.05)
+        if len(tries) == 1:
+            raise ConnectionError("no route to the shop")
+        return {"results": ["flaky"]}
+
+    builder = graph_of((START, "flaky"), ("flaky", "join"), join=node("join"))
+    builder.add_node("flaky", flaky, retry_policy=RetryPolicy(max_attempts=3, initial_interval=0.1))
+    tasks = Tasks(builder.compile(name="patient"), {"number": 0})
+    assert len(tries) == 2
+    return [tasks.run("patient", [tasks.step("flaky", [], attempts=2), tasks.step("join", ["flaky"])])]
+
+
 def deep():
     """A graph in a graph in a graph, the innermost one with two nodes beside each other."""
     inner = graph_of(
@@ -230,7 +248,7 @@ def cancelled():
     return [execution("hasty", "cancelled", steps)]
 
 
-SCENES = [cancelled, fan_out, loop, branch_failed, gives_up, deep, asks, helper]
+SCENES = [cancelled, fan_out, loop, branch_failed, gives_up, recovers, deep, asks, helper]
 
 
 def main(names):

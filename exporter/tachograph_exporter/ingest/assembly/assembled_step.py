@@ -151,6 +151,14 @@ def may_grow(step: AssembledStep) -> bool:
     return bool(step.attempts) or rule.key is not None or rule.lasting or rule.retries or rule.role is Role.ATTEMPT
 
 
+def may_be_repeated(step: AssembledStep) -> bool:
+    """Whether an agent's library may run a step that failed again, as another span beside it: no key tells of that."""
+    rule, span = step.rule, step.first
+    if not rule.of_agent or rule.step_type == "tool" or rule.attempt is not None or step.run is not None:
+        return False
+    return (rule.key is None or rule.key(span) is None) and has_failed(step)
+
+
 def has_failed(step: AssembledStep) -> bool:
     """Whether it has ended as failed."""
     if step.finished_ns is None:

@@ -32,7 +32,14 @@ from tachograph.events import (
 from tachograph.identity import ExecutionRef, Origin, workflow_id
 from tachograph.run_window import RunWindow, placed
 from tachograph.workflow.attempts import start_of
-from tachograph_exporter.ingest.assembly.assembled_step import AssembledStep, NestedRun, has_failed, may_grow, was_lost
+from tachograph_exporter.ingest.assembly.assembled_step import (
+    AssembledStep,
+    NestedRun,
+    has_failed,
+    may_be_repeated,
+    may_grow,
+    was_lost,
+)
 from tachograph_exporter.ingest.assembly.dependencies import identify, mark_blocked
 from tachograph_exporter.ingest.assembly.events import (
     OUTCOMES,
@@ -60,6 +67,13 @@ _LOST: Final = frozenset({StepStatus.LOST.value, ExecutionStatus.LOST.value})
 _NAMESPACE: Final = uuid.UUID("5b7ac6a1-5c1e-5f8e-8a55-0f6f746c7021")
 
 
+class LastAttempt(NamedTuple):
+    """The span of a step's last attempt, and its number."""
+
+    span_id: str
+    attempt: int
+
+
 class AssembledExecution(NamedTuple):
     """One execution.
 
@@ -71,9 +85,12 @@ class AssembledExecution(NamedTuple):
         is_named: whether the spans name its workflow; otherwise the name is a guess.
         spans: its spans without the root.
         may_be_a_step: a span that has not arrived may show that it is no execution.
+        is_parent_near: that span is of the same process, so it comes when it has ended.
         starts: the keys of the starts of attempts, by the id of the attempt's span.
         running: those of these spans that have not ended.
         has_id_of_run: its id derives from its run, not from its trace.
+        is_lasting: its steps may outlast its own span, so that it has ended is inferred.
+        unsure: the last attempts of steps that have failed and may be tried again, by the step's source.
         settles: how a step ended is only certain when no more spans arrive, because a step may have several spans, or
             outlast its parent.
     """
@@ -89,6 +106,9 @@ class AssembledExecution(NamedTuple):
     starts: Mapping[str, EventKey] = {}
     running: AbstractSet[str] = frozenset()
     has_id_of_run: bool = False
+    unsure: Mapping[Any, LastAttempt] = {}
+    is_lasting: bool = False
+    is_parent_near: bool = False
 
     @property
     def is_finished(self) -> bool:
@@ -98,7 +118,9 @@ class AssembledExecution(NamedTuple):
     def keyed(self) -> Iterator[tuple[EventKey, Event]]:
         """Its events as if it had been recorded here, each with a key that is stable across assemblies."""
         for event, source in zip(self.events, self.sources, strict=True):
-            if isinstance(event, StepRetrying | StepFinished):
+            if isinstance(event, StepRetrying | StepFinished) or (
+                isinstance(event, StepSkipped) and event.started_ns is not None
+            ):
                 # A span arrives when the attempt has ended, so the start is implied.
                 yield (StepStarted, source, event.attempt), start_of(event)
             # What is lost may end after all, and that is another event.
@@ -314,15 +336,21 @@ class _Run:
         """Whether a span that has not arrived may show that it is a step of something else: one above it, which is of
         another agent's run, or the one that asked for it in another trace.
         """
-        span, seen = self.root, set[str]()
+        span = self.root
         if span is not None and self.rule.linked and span.elsewhere and not span.parent_span_id:
             return True
         if span is None or not self.rule.is_outermost:
             return False
+        highest = self._highest()
+        return bool(highest.parent_span_id) and highest.parent_span_id not in self.trace.spans_by_id
+
+    def _highest(self) -> SpanRecord:
+        """The highest span above its own that has arrived, or that one; of spans in a circle any."""
+        span, seen = self.root if self.root is not None else self.spans[0], set[str]()
         while span.span_id not in seen and (above := self.trace.spans_by_id.get(span.parent_span_id)) is not None:
             seen.add(span.span_id)
             span = above
-        return bool(span.parent_span_id) and span.span_id not in seen
+        return span
 
     def _has_orphans(self) -> bool:
         """Whether what is a step depends on a span that has not arrived: where no rule says which spans are steps."""
@@ -429,7 +457,20 @@ class _Run:
             ref, self.root, events, sources, self.is_named, self.spans, self.may_change, self.may_be_a_step,
             {span_id: (StepStarted, step.source, number) for step in steps for span_id, number in attempts_of(step)},
             frozenset([span_id for step in steps if (span_id := running_span(step)) is not None]), self.has_id_of_run,
+            {
+                step.source: LastAttempt(step.tries[-1].span.span_id, len(step.tries))
+                for step in steps
+                if self._may_be_tried_again(step)
+            },
+            _is_lasting(self.rule, steps), self._highest().is_parent_near,
         )  # fmt: skip
+
+    def _may_be_tried_again(self, step: AssembledStep) -> bool:
+        """Whether what runs a step that has failed goes on, and may run it again."""
+        if self.ended_ns is not None or not may_be_repeated(step):
+            return False
+        above = self.trace.spans_by_id.get(step.first.parent_span_id)
+        return above is None or not above.over_ns
 
 
 def _was_given_up(root: SpanRecord | None, steps: Sequence[AssembledStep]) -> bool:

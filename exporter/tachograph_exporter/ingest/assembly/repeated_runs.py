@@ -22,7 +22,10 @@ def split_repeated(by_span: MutableMapping[str, AssembledStep]) -> None:
 
 def _split(step: AssembledStep, by_span: MutableMapping[str, AssembledStep]) -> None:
     spans, queued, outcomes = step.spans, step.queued, step.outcomes
-    latest_ns = max([span.start_ns for _, span in (*spans, *queued)])
+    # A worker asks for the next run. What others sent was before all of them, whatever their clocks say.
+    workers = {span.resource_id for _, span in spans}
+    by_workers = [span for _, span in queued if span.resource_id in workers]
+    latest_ns = max([span.start_ns for span in (*[span for _, span in spans], *by_workers)], default=0)
     # The starts of those that succeeded, and after which it was asked for again.
     successes = [attempt for attempt in tries_of(spans, (), outcomes) if attempt.status == "completed"]
     cuts = [attempt.start_ns for attempt in successes if attempt.end_ns and attempt.start_ns < latest_ns]
@@ -37,7 +40,8 @@ def _split(step: AssembledStep, by_span: MutableMapping[str, AssembledStep]) -> 
         part.spans, part.queued, part.outcomes, part.index = [], [], [], step.index
 
     def part_at(span: SpanRecord) -> AssembledStep:
-        return parts[sum(span.start_ns > cut for cut in cuts)]
+        is_first = span.resource_id not in workers
+        return parts[0 if is_first else sum(span.start_ns > cut for cut in cuts)]
 
     for rule, span in spans:
         owner = owners[span.span_id] = part_at(span)

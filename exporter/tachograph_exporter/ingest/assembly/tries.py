@@ -222,14 +222,25 @@ def set_ready(tries: Sequence[Try], queued: Sequence[Matched]) -> bool:
     ids = {span.span_id: span.start_ns for _, span in queued}
     before = -1
     last_used = -1
-    for attempt in tries:
+    for number, attempt in enumerate(tries):
         # The span above it; or else the last one since the attempt before it.
         time_ns = ids.get(attempt.span.parent_span_id)
         if time_ns is None or time_ns <= before:
             place = bisect_right(asked, attempt.start_ns) - 1
             time_ns = asked[place] if place >= 0 and asked[place] > before else None
+            if time_ns is None and number < len(queued):
+                # By a clock that is ahead of the worker's, it was asked for after it had started.
+                asking = queued[number][1]
+                time_ns = asking.start_ns if asking.resource_id != attempt.span.resource_id else None
         if time_ns is not None and attempt.ready_ns is None:
             attempt.ready_ns = min(time_ns, attempt.start_ns)
         before = attempt.start_ns
         last_used = max(last_used, time_ns if time_ns is not None else attempt.start_ns)
-    return asked[-1] > last_used
+    if asked[-1] <= last_used:
+        return False
+    # What others asked for counts if there is more of it than attempts: their clocks may be minutes ahead.
+    workers = {attempt.span.resource_id for attempt in tries}
+    if any(span.start_ns > last_used for _, span in queued if span.resource_id in workers):
+        return True
+    others = [span.start_ns for rule, span in queued if span.resource_id not in workers and not rule.schedules]
+    return len(others) > len(tries) and others[-1] > last_used

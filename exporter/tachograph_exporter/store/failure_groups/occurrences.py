@@ -50,7 +50,7 @@ from tachograph_exporter.store.failure_groups.failing import (
     stored_failing,
 )
 from tachograph_exporter.store.failure_groups.fingerprint import Fingerprint, fingerprint, tells_nothing
-from tachograph_exporter.store.inserting import insert_many, upsert
+from tachograph_exporter.store.inserting import insert_absent, insert_many, upsert
 from tachograph_exporter.store.schema import (
     EXECUTION_ROWS,
     failure_groups,
@@ -365,7 +365,8 @@ def _store(
         stored_row = row.stored(groups.OTHER if is_beyond else row.group_id)
         written.append(stored_row)
         values.append(row.values(stored_row))
-    insert_many(connection, _upsert_of(connection.dialect), values)
+    insert = insert_absent if len(new) == len(owners) else insert_many
+    insert(connection, _upsert_of(connection.dialect), values)
     return written
 
 

@@ -78,7 +78,6 @@ _WHOLE: Final = re.compile(
 """A JSON path, a path that begins with a variable, a data URL, a password with its scheme, a query string."""
 _KEY: Final = re.compile(r"[(\[{,;]*[\w.-]+=(?=[$?{&]|data:|[\w.%+~-]+=|[^\s=&?]*\?)")
 """What may stand before one."""
-_WORD: Final = re.compile(r"\S+")
 _PART: Final = re.compile(r"<\*>|[^\s()\[\]{},;=<>|]+|[\s()\[\]{},;=<>|]")
 _EDGE: Final = "()[]{}<>,;:.!?|\"'`"
 _DIGIT: Final = re.compile(r"[\d²³¹¼-¾⁰-₉⅐-⅟①-⓿]")
@@ -86,6 +85,8 @@ _INTEGER: Final = re.compile(r"[+-]?\d{1,5}|0x[0-9a-fA-F]{8}")
 _SQLSTATE: Final = re.compile(r"(?i)[0-9a-z]{5}")
 _HEX: Final = re.compile(r"[0-9a-fA-F]{8,}")
 _OCTETS: Final = re.compile(r"(?<![^\s(\[<=:,])[0-9a-fA-F]{2}(?: [0-9a-fA-F]{2}){2,}(?!\w)")
+_PAIR: Final = re.compile(r" [0-9a-fA-F]{2} ")
+"""Of three bytes or more one is between spaces."""
 _COLONS: Final = re.compile(r"[0-9a-fA-F]{0,4}(?:::?[0-9a-fA-F]{1,4}){2,}:{0,2}")
 _ADDRESS: Final = re.compile(r"::[0-9a-fA-F]{1,4}")
 _BESIDE_ADDRESS: Final = _EDGE.replace(":", "")
@@ -224,7 +225,9 @@ def _cut(text: str) -> str:
 
 def _words_of(text: str, *, is_cut: bool, is_open: bool) -> tuple[str, ...]:
     """The words of a text, folded one by one. A line that says the same as the one before it counts once."""
-    text = _OCTETS.sub(_folded_octets, _fold_quoted(_fold_rare(text), is_open=is_open))
+    text = _fold_quoted(_fold_rare(text), is_open=is_open)
+    if _PAIR.search(text) is not None:
+        text = _OCTETS.sub(_folded_octets, text)
     lines = text.splitlines() if "\n" in text else [text]
     if is_cut and len(lines) > 1:
         del lines[-1]
@@ -233,11 +236,16 @@ def _words_of(text: str, *, is_cut: bool, is_open: bool) -> tuple[str, ...]:
     before = last = ""
     for line in lines:
         begin = len(words)
-        for raw in _WORD.findall(line):
+        for raw in line.split():
             # Most words of a message are those of the last one; long ones are not kept.
             folded, core = _short_word(raw) if len(raw) <= _CACHED_LENGTH else _word(raw)
-            is_code = (last in _KEPT_AFTER or (before, last) in _KEPT_AFTER_TWO) and _is_code(last, core)
-            words.append(raw if is_code else folded)
+            if (
+                folded is not raw
+                and (last in _KEPT_AFTER or (before, last) in _KEPT_AFTER_TWO)
+                and _is_code(last, core)
+            ):
+                folded = raw
+            words.append(folded)
             before, last = last, core
         if len(lines) > 1:
             of_line = words[begin:]
@@ -350,7 +358,10 @@ def _may_open(text: str, at: int) -> bool:
 
 def _word(raw: str) -> tuple[str, str]:
     """A word between spaces: folded, and as it is in lower case without marks at its edges."""
-    return "".join(_parts_of(raw)), raw.strip(_EDGE).lower()
+    core = raw.strip(_EDGE)
+    if core.isdecimal():
+        return raw.replace(core, VALUE, 1), core
+    return "".join(_parts_of(raw)), core.lower()
 
 
 _short_word: Final = functools.lru_cache(2_048)(_word)

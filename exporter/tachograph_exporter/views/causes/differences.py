@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from tachograph_exporter.views.causes import pairs
-from tachograph_exporter.views.causes.features import OUTPUT, PAIR, Feature, Place, Value
+from tachograph_exporter.views.causes.features import ATTRIBUTE, INPUT, OUTPUT, PAIR, Feature, Place, Value
 from tachograph_exporter.views.causes.statistics import (
     adjusted,
     fisher,
@@ -39,6 +39,12 @@ MIN_EXPLAINED: Final = 0.5
 """The share of its additional time that a number has to explain where durations are correlated with it."""
 MIN_EFFECT: Final = 0.5
 """How well a value has to split the groups, from 0 to 1, to be named as a likely cause."""
+MIN_SHARE: Final = 0.2
+"""How well at least a value has to split the groups that is named because few runs with it are usual."""
+MIN_RISK: Final = 0.7
+"""By how much the share of odd runs has to be larger with such a value than without it."""
+MAX_KINDS: Final = 12
+"""Different integers, up to which each may be a kind rather than an amount."""
 MAX_DIFFERENCES: Final = 20
 MAX_KEYS: Final = 300
 MAX_VALUES: Final = 10
@@ -49,6 +55,7 @@ _MIN_BESIDES: Final = 3
 """Odd runs without the clear values that another value has to tell apart."""
 _EARLY: Final = 0.1
 """The share of odd runs before which they had not begun: one of them may be there by chance."""
+_MAY_BE_KINDS: Final = frozenset({INPUT, ATTRIBUTE, OUTPUT})
 _MAX_FOLLOWING: Final = 0.95
 """The rank correlation with time from which a number only follows the time."""
 
@@ -63,7 +70,8 @@ class Difference(NamedTuple):
     twice the distance of `superiority` from a half. ``rate``: the false discovery rate at which it is announced.
     ``lately``: of ``with_count``, the runs since odd ones began. ``parts``: of a pair, its two values; ``is_part``: a
     pair that is announced says more. ``besides``: the effect among the runs without the values that are clear by
-    themselves: of two causes of as many runs each, neither tells all of the odd runs apart.
+    themselves: of two causes of as many runs each, neither tells all of the odd runs apart. ``risk``: of one of several
+    causes, the share of odd runs with it minus that without it, among the runs without the clearer ones.
     """
 
     key: str
@@ -81,6 +89,7 @@ class Difference(NamedTuple):
     parts: tuple[Feature, ...] = ()
     is_part: bool = False
     besides: float = 0.0
+    risk: float = 0.0
 
     @property
     def is_outcome(self) -> bool:
@@ -96,7 +105,7 @@ class Difference(NamedTuple):
         """
         if self.is_part or (self.odd_median is None and 2 * self.odd_with < self.lately):
             return False
-        return max(self.effect, self.besides) >= MIN_EFFECT
+        return max(self.effect, self.besides) >= MIN_EFFECT or self.risk >= MIN_RISK
 
 
 class Described(NamedTuple):
@@ -133,12 +142,14 @@ def differences(target: Mapping[str, Feature], runs: Sequence[Described]) -> Res
     for key, feature in target.items():
         if isinstance(feature.value, float):
             tested = _numeric(feature, feature.value, odd, usual)
+            if (as_kind := _kind(feature, odd, usual)) is not None:
+                tests.append(as_kind)
         else:
             tested = _categorical(feature, key, odd, usual)
         if tested is not None:
             tests.append(tested)
     result = _announced(tests, _pairs(list(target.values()), odd, usual))
-    return Result(_sorted(_besides(result.differences, odd, usual)), result.tested)
+    return Result(_sorted(_risks(_besides(result.differences, odd, usual), odd, usual)), result.tested)
 
 
 def differences_of_set(runs: Sequence[Described]) -> Result:
@@ -168,6 +179,7 @@ def differences_of_set(runs: Sequence[Described]) -> Result:
             middle = min(numbers, key=lambda number: abs(number - median(among_odd))) if among_odd else numbers[0]
             tested = _numeric(features[key, middle], middle, odd, usual)
             tests += [tested] if tested is not None else []
+            tests += [test for name in frequent if (test := _kind(features[name], odd, usual)) is not None]
         else:
             tests += [test for name in frequent if (test := _categorical(features[name], key, odd, usual)) is not None]
     return _announced(tests, _pairs(single, odd, usual))
@@ -204,11 +216,23 @@ def _announced(tests: Sequence[tuple[Difference, float]], paired: Sequence[Diffe
     together = {part.key: pair for pair in paired if pair.is_strong for part in pair.parts}
     if "host" in together:
         together.setdefault("process", together["host"])  # It is on that host.
+    announced = _said_once(announced)
     announced = [
         each._replace(is_part=each.key in together and each.effect < together[each.key].effect + _MUCH)
         for each in announced
     ]
     return Result(_sorted([*announced, *paired])[:MAX_DIFFERENCES], len(tests))
+
+
+def _said_once(announced: Sequence[Difference]) -> list[Difference]:
+    """Without the weaker of two differences of a number: as an amount, and as a kind."""
+    amounts = {each.key: each.effect for each in announced if each.odd_median is not None}
+    kinds = {each.key: each.effect for each in announced if each.odd_median is None and each.key in amounts}
+    return [
+        each
+        for each in announced
+        if each.key not in kinds or (each.odd_median is None) == (kinds[each.key] > amounts[each.key])
+    ]
 
 
 def _sorted(announced: Sequence[Difference]) -> list[Difference]:
@@ -221,23 +245,47 @@ def _besides(announced: Sequence[Difference], odd: Sequence[Described], usual: S
     if not clear:
         return list(announced)
 
-    def has(run: Described, difference: Difference) -> bool:
-        feature = run.features.get(difference.key)
-        return feature is not None and feature.value == difference.value
-
-    others = [run for run in odd if not run.is_target and not any(has(run, each) for each in clear)]
-    rest = [run for run in usual if not any(has(run, each) for each in clear)]
+    others = [run for run in odd if not run.is_target and not any(_has(run, each) for each in clear)]
+    rest = [run for run in usual if not any(_has(run, each) for each in clear)]
     if len(others) < _MIN_BESIDES or len(rest) < MIN_USUAL:
         return list(announced)
     return [
         each
         if each.is_strong or each.odd_median is not None or each.parts
         else each._replace(
-            besides=sum(has(run, each) for run in others) / len(others)
-            - sum(has(run, each) for run in rest) / len(rest)
+            besides=sum(_has(run, each) for run in others) / len(others)
+            - sum(_has(run, each) for run in rest) / len(rest)
         )
         for each in announced
     ]
+
+
+def _has(run: Described, difference: Difference) -> bool:
+    feature = run.features.get(difference.key)
+    return feature is not None and feature.value == difference.value
+
+
+def _risks(announced: Sequence[Difference], odd: Sequence[Described], usual: Sequence[Described]) -> list[Difference]:
+    """The differences with the risk of those that few usual runs have, though other odd runs have it not either."""
+    texts = sorted((each for each in announced if each.odd_median is None and not each.parts), key=lambda d: -d.effect)
+    clear = [each for each in texts if each.is_strong]
+    others = [run for run in odd if not run.is_target and not any(_has(run, each) for each in clear)]
+    rest = [run for run in usual if not any(_has(run, each) for each in clear)]
+    risks: dict[tuple[str, Value], float] = {}
+    for each in texts:
+        if each.is_strong or each.effect < MIN_SHARE:
+            continue
+        a, c = sum(_has(run, each) for run in others), sum(_has(run, each) for run in rest)
+        without = len(others) + len(rest) - a - c
+        if a < _MIN_BESIDES or not without:
+            continue
+        risk = a / (a + c) - (len(others) - a) / without
+        if risk >= MIN_RISK:
+            risks[each.key, each.value] = risk
+            # What only some of these runs have is a part of it.
+            others = [run for run in others if not _has(run, each)]
+            rest = [run for run in rest if not _has(run, each)]
+    return [each._replace(risk=risks.get((each.key, each.value), 0.0)) for each in announced]
 
 
 def _categorical(
@@ -267,6 +315,16 @@ def _categorical(
         without_count=b + d,
     )
     return difference, fisher(a, b, c, d)
+
+
+def _kind(feature: Feature, odd: Sequence[Described], usual: Sequence[Described]) -> tuple[Difference, float] | None:
+    """A number as `_categorical` tests it, if it is one of few integers, and none at the end of their range."""
+    if not isinstance(feature.value, float) or feature.place not in _MAY_BE_KINDS or not feature.value.is_integer():
+        return None
+    values = {number for _, number, _ in _numbers([*odd, *usual], feature.key)}
+    if not 2 < len(values) <= MAX_KINDS or feature.value in (min(values), max(values)):
+        return None
+    return _categorical(feature, feature.key, odd, usual)
 
 
 def _numeric(

@@ -12,7 +12,13 @@ import { time } from "../times.js";
 import { nightTable, relation } from "./night_table.js";
 import { NightWindow, readWindow } from "./night_window.js";
 
-const EVENT_TYPES = ["workflow_started", "workflow_completed", "workflow_failed", "workflow_cancelled"];
+const EVENT_TYPES = [
+  "workflow_started",
+  "workflow_resumed",
+  "workflow_completed",
+  "workflow_failed",
+  "workflow_cancelled",
+];
 /** What is expected comes with time, without an event. */
 const EVERY_MS = 30_000;
 const READ_MS = 4_000;

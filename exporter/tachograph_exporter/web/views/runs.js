@@ -18,6 +18,7 @@ const OVERVIEW_RETRY_MS = 5_000;
 const EVENT_TYPES = [
   "workflow_queued",
   "workflow_started",
+  "workflow_resumed",
   "workflow_completed",
   "workflow_failed",
   "workflow_cancelled",

@@ -55,7 +55,7 @@ export class WorkflowsView {
     this.rows = (await get("api/overview/workflows")).items;
     this.build();
     this.stream = new EventStream("ws/workflows/stream", {
-      types: "workflow_started,workflow_completed,workflow_failed,workflow_cancelled",
+      types: "workflow_started,workflow_resumed,workflow_completed,workflow_failed,workflow_cancelled",
       onReload: () => this.read(),
       onState: (state) => this.app.setConnection(state),
       onMessages: () => this.readSoon(),
