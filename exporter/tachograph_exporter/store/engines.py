@@ -136,7 +136,7 @@ def sqlite_engine(url: URL, file: SqliteFile, busy_seconds: float) -> Engine:
             cursor.execute("PRAGMA synchronous=NORMAL")
             cursor.execute("PRAGMA wal_autocheckpoint=4000")
             cursor.execute("PRAGMA foreign_keys=ON")
-            cursor.execute("PRAGMA cache_size=-8000")
+            cursor.execute("PRAGMA cache_size=-4000")
             cursor.close()
         except BaseException:
             # The pool does not know the connection yet.

@@ -28,7 +28,7 @@ from tachograph_exporter.store.steps import steps_of
 from tachograph_exporter.store.totals import CountedExecution, CountedReport, CountedStep, PackedTotals, WorkflowTotals
 
 CHUNK: Final = 400
-MAX_STEPS: Final = 5_000
+MAX_STEPS: Final = 2_000
 """Steps that are read and counted at once."""
 _executions = workflow_executions.c
 _steps = workflow_step_executions.c
