@@ -85,8 +85,13 @@ def spools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def own_recorder() -> Iterator[None]:
-    """Closes the process's recorder after the test."""
+    """Closes the process's recorder before the test, whoever used it, and after it."""
+    close_recorder()
     yield
+    close_recorder()
+
+
+def close_recorder() -> None:
     if (recorder := setup._recorder) is not None:
         setup.release(recorder)
         recorder.close()

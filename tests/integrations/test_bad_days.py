@@ -22,7 +22,7 @@ from tests.engines import processes
 from tests.integrations.plays import HOOKS, PLAYS, WORK, Stage
 
 import tachograph
-from tachograph import meter
+from tachograph import meter, running_attempts
 from tachograph.integrations import running
 from tachograph.quiet_log import QuietLog
 from tachograph.recording.recorder import Recorder
@@ -147,6 +147,7 @@ def test_engines_whose_hooks_are_broken(what: str, stage: Stage) -> None:
             patched.setattr(owner, name, fail)
         for name, play in engines().items():
             assert play(stage) == WORK, name
+            assert not running_attempts.running, f"{name}: what has ended is taken for running"
         patched.undo()
         recorder.close(2.0)
 

@@ -10,7 +10,9 @@ import pytest
 from tests.conftest import Api
 
 import tachograph
+from tachograph import running_attempts
 from tachograph.recording import setup
+from tachograph.recording.recorder import Recorder
 from tachograph.report import runs
 
 PROGRAM = """
@@ -143,3 +145,16 @@ async def test_ten_thousand_instances(api: Api) -> None:
     assert (timeline["status"], timeline["completed_step_count"]) == ("completed", 10_002)
     merge = next(step for step in timeline["step_timeline"] if step["step_name"] == "merge")
     assert len(merge["depends_on"]) == 10_000
+
+
+@pytest.mark.parametrize("end", ["finished", "failed", "timed_out", "cancelled", "lost", "retrying", "skipped"])
+def test_an_attempt_whose_end_cannot_be_told_runs_no_more(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr(Recorder, "__call__", fail)
+    monkeypatch.setattr(Recorder, "publish", fail)
+    step = tachograph.report.run("nightly", run_id=end).step("load").started().works_here()
+    assert running_attempts.running
+    getattr(step, end)()
+    assert not running_attempts.running

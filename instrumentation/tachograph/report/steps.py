@@ -209,7 +209,7 @@ class Step:
 
         ``attempt``: its number, for a process that did not report its start.
         """
-        with self.run.reporting(at) as now:
+        with self._left_in_any_case(), self.run.reporting(at) as now:
             attempts = self._running(now, attempt)
             if attempts is None or self._retried >= attempts.attempt:
                 return
@@ -271,7 +271,7 @@ class Step:
     def skipped(self, reason: SkipReason | str = SkipReason.CONDITION, *, at: Moment = None) -> None:
         """It will not run; or it did, and found that it had nothing to do. ``reason``: a `SkipReason`."""
         why = SkipReason(reason) if reason in SkipReason.__members__.values() else SkipReason.CONDITION
-        with self.run.reporting(at) as now:
+        with self._left_in_any_case(), self.run.reporting(at) as now:
             if self._has_ended(StepStatus.SKIPPED):
                 return
             self.run.begin_if_needed(now)
@@ -304,6 +304,15 @@ class Step:
     def works_here(self) -> None:
         """The calling thread does the work of the running attempt: until it ends, its stacks can be asked for."""
         running_attempts.begin(self._reports())
+
+    @contextlib.contextmanager
+    def _left_in_any_case(self) -> Iterator[None]:
+        """An attempt that ends does no work here any more, even if its end cannot be reported."""
+        try:
+            yield
+        except Exception:
+            self._leave()
+            raise
 
     def _leave(self) -> None:
         if self._reporter is not None:
@@ -371,7 +380,7 @@ class Step:
         output: str | None = None,
         resources: Resources | None = None,
     ) -> None:
-        with self.run.reporting(at) as now:
+        with self._left_in_any_case(), self.run.reporting(at) as now:
             self._end_at(now, status, failure, attempt, output, resources)
 
     def _end_at(
