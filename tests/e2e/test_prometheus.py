@@ -65,7 +65,8 @@ def test_histogram_quantile_works(
     assert all(0 < value < 60 for value in values.values())
     (count,) = query('workflow_execution_duration_seconds_count{workflow="basic_sequence",status="completed"}')
     assert float(count["value"][1]) == 2
-    assert query("workflow_step_retries_total > 0")[0]["metric"]["step"] == "read_index"
+    retried = eventually(lambda: query("workflow_step_retries_total > 0"))
+    assert retried[0]["metric"]["step"] == "read_index"
     assert query("tachograph_build_info")
     assert query("time() - workflow_execution_last_success_timestamp_seconds < 600")
 
