@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from engine_cost import Clock, Cost, Engine
+
+
+def switched(hooks: Any, play: Callable[[int], Coroutine[Any, Any, Cost]]) -> Engine:
+    """An engine whose hooks are those of the whole process, on for one play at a time."""
+
+    def run(jobs: int, is_on: bool) -> Cost:
+        (hooks.instrument if is_on else hooks.uninstrument)()
+        try:
+            return asyncio.run(play(jobs))
+        finally:
+            hooks.uninstrument()
+
+    return run
 
 
 def celery(_: str) -> Engine:
@@ -152,14 +166,7 @@ def arq(address: str) -> Engine:
 
     nothing.__qualname__ = "nothing"
 
-    def run(jobs: int, is_on: bool) -> Cost:
-        (hooks.instrument if is_on else hooks.uninstrument)()
-        try:
-            return asyncio.run(play(jobs))
-        finally:
-            hooks.uninstrument()
-
-    return run
+    return switched(hooks, play)
 
 
 def taskiq(_: str) -> Engine:
@@ -210,11 +217,4 @@ def procrastinate(_: str) -> Engine:
                 await app.run_worker_async(wait=False, install_signal_handlers=False)
         return clock.cost
 
-    def run(jobs: int, is_on: bool) -> Cost:
-        (hooks.instrument if is_on else hooks.uninstrument)()
-        try:
-            return asyncio.run(play(jobs))
-        finally:
-            hooks.uninstrument()
-
-    return run
+    return switched(hooks, play)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
-from tests.views.planted import MB, Planted, Recording, Try
-from tests.views.unnamed import FETCHES, Settlements
+from tests.views.planted import MB, Planted, Try
+from tests.views.unnamed import FETCHES, Settlements, play_plant
 
 from tachograph.events import StepStatus
 from tachograph_exporter.store.database import Database
@@ -211,11 +211,4 @@ UNHEARD: Final[dict[str, tuple[Callable[[Settlements], Planted], str]]] = {
 
 def play_unheard(database: Database, scenario: str, seed: int) -> tuple[str, str, Planted]:
     """Record a scenario in a workspace of its own: (workspace, id of the last run, what was planted)."""
-    plant, _ = UNHEARD[scenario]
-    world = Settlements(random.Random(f"unheard {scenario} {seed}"))
-    planted = plant(world)
-    workspace = f"{scenario} {seed}"
-    Recording(database, seed).write(workspace, [*world.runs, *world.others])
-    last = world.last.execution
-    assert last is not None
-    return workspace, last.execution_id, planted
+    return play_plant(database, UNHEARD[scenario][0], scenario, seed, random.Random(f"unheard {scenario} {seed}"))

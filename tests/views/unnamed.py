@@ -458,8 +458,14 @@ UNNAMED: Final[dict[str, tuple[Callable[[Settlements], Planted], str]]] = {
 
 def play_unnamed(database: Database, scenario: str, seed: int) -> tuple[str, str, Planted]:
     """Record a scenario in a workspace of its own: (workspace, id of the last run, what was planted)."""
-    plant, _ = UNNAMED[scenario]
-    world = Settlements(random.Random(f"{scenario} {seed}"))
+    return play_plant(database, UNNAMED[scenario][0], scenario, seed, random.Random(f"{scenario} {seed}"))
+
+
+def play_plant(
+    database: Database, plant: Callable[[Settlements], Planted], scenario: str, seed: int, chance: random.Random
+) -> tuple[str, str, Planted]:
+    """`play_unnamed` of a cause that is planted with this chance."""
+    world = Settlements(chance)
     planted = plant(world)
     workspace = f"{scenario} {seed}"
     Recording(database, seed).write(workspace, [*world.runs, *world.others])

@@ -132,9 +132,8 @@ def position(step: StoredStep) -> tuple[int, int, str]:
     return (step.step_order, step.started_ns or step.ready_ns or step.finished_ns or 0, step.step_id)
 
 
-def status_counts(steps: Iterable[StoredStep]) -> Counter[str]:
+def status_counts(steps: Sequence[StoredStep]) -> Counter[str]:
     """How many steps have which status; every repetition counts."""
-    steps = list(steps)
     counts = Counter([step.status for step in steps if step.folded is None])
     for step in steps:
         if step.folded is not None:
