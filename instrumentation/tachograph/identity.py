@@ -15,6 +15,8 @@ import msgspec
 
 from tachograph.names import clean_name
 
+DEFAULT_WORKSPACE: Final = "default"
+"""The slug of the workspace of those who name none."""
 _NAMESPACE: Final = uuid.UUID("6f1d4f0e-2c59-5c0e-9f0a-7a63686f6772")
 
 

@@ -19,7 +19,7 @@ import msgspec
 from tachograph.errors import StoreUnavailable
 from tachograph.event_batch import MAX_EVENTS, PATH, BatchAnswer, EventBatch, decode_answer, encode
 from tachograph.events import Event
-from tachograph.identity import new_id
+from tachograph.identity import DEFAULT_WORKSPACE, new_id
 from tachograph.quiet_log import QuietLog
 from tachograph.recording import fork_gate
 from tachograph.service_address import parse
@@ -34,7 +34,6 @@ MAX_RETRY_SECONDS: Final = 60.0
 """The longest time that ``Retry-After`` is followed."""
 _GZIP_BYTES: Final = 1_024
 _ANSWER_BYTES: Final = 4 << 20
-_DEFAULT_WORKSPACE: Final = "default"
 _AWAY: Final = frozenset({401, 403, 404, 405, 407, 408, 421, 425, 429})
 """Statuses that say nothing about the events: someone may create the token or the workspace, or there is more room."""
 
@@ -116,7 +115,7 @@ class ServiceStore:
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
         # Who names no workspace means that of the token, or the service's own.
-        if workspace != _DEFAULT_WORKSPACE and workspace.isascii() and workspace.isprintable():
+        if workspace != DEFAULT_WORKSPACE and workspace.isascii() and workspace.isprintable():
             headers["X-Workspace-Slug"] = workspace
         status, reason, data, retry_after = self._request(body, headers)
         if status == 200:

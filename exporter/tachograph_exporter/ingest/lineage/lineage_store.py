@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 
 from tachograph.clock import NS
 from tachograph.events import Event
-from tachograph.identity import derived_trace_id, reported_execution_id
+from tachograph.identity import DEFAULT_WORKSPACE, derived_trace_id, reported_execution_id
 from tachograph_exporter.ingest.announcements import (
     Announced,
     as_announced,
@@ -54,8 +54,6 @@ MAX_TRACE_EVENTS: Final = 200_000
 encode_event: Final = msgspec.msgpack.Encoder().encode
 """What is read of an event, as it is stored."""
 _decoder: Final = msgspec.msgpack.Decoder(LineageEvent)
-
-_DEFAULT_WORKSPACE: Final = "default"
 
 
 class Arrived(NamedTuple):
@@ -196,7 +194,7 @@ class LineageStore:
         if facts is None or not facts.dag_id or not facts.run_id:
             return None
         # Those who report may not know of the workspace that their token stands for.
-        ids = [reported_execution_id(slug, facts.dag_id, facts.run_id) for slug in (workspace, _DEFAULT_WORKSPACE)]
+        ids = [reported_execution_id(slug, facts.dag_id, facts.run_id) for slug in (workspace, DEFAULT_WORKSPACE)]
         known = trace_of_any(connection, workspace_id, ids)
         return known if known is not None else derived_trace_id(ids[0])
 
